@@ -169,6 +169,7 @@ class Workload:
         target: the user's object with its capabilities.
         changed: parameter values that differ from the knobs' defaults.
         stop: makes the rule that ends training before its last step, or None.
+        in_process: whether it runs in the process that applies the levers (a shell command does not).
         quality_bound: the quality to keep, if the user gave an absolute one.
     """
 
@@ -179,6 +180,7 @@ class Workload:
     target: object
     changed: Mapping[tuple[Phase, str], ParamValue] = field(default_factory=dict)
     stop: Callable[[], StopRule] | None = None
+    in_process: bool = True
     quality_bound: float | None = None  # in the unit of the user's own metric
 
     @classmethod
@@ -201,6 +203,7 @@ class Workload:
                 f"workload name {name!r}", "it names files and ledger records", "use letters, digits, '-', '_', '.'"
             )
         workload = cls(name=name, unit=unit, quality=quality, knobs=tuple(knobs), target=target)
+        workload = replace(workload, in_process=getattr(target, "in_process", True))
         keys = [(knob.phase, knob.name) for knob in workload.knobs]
         twice = {key for key in keys if keys.count(key) > 1}
         if twice:

@@ -1,0 +1,1 @@
+"""Carries things out: a user's command under the meter, and a plan."""

@@ -1,0 +1,161 @@
+"""Apply: run a workload under its plan, and say whether the saving held."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from negawatt.core.codec import to_json
+from negawatt.core.errors import UsageError, WorkloadError
+from negawatt.core.host import Host
+from negawatt.core.lever import Setting
+from negawatt.core.measurement import Measurement
+from negawatt.core.plan import PhasePlan, Plan
+from negawatt.core.saving import Baseline, Interval
+from negawatt.core.trial import Role, Trial
+from negawatt.core.workload import Phase, Split
+from negawatt.hardware.host import this_host
+from negawatt.ledger.store import Ledger
+from negawatt.search.bench import Bench, Event
+from negawatt.search.worker import Setup
+from negawatt.verify.student import t_quantile
+
+_LEVEL_FRACTION = 0.95
+
+
+class Held(StrEnum):
+    """What became of a saving."""
+
+    HELD = "held"
+    """less energy than the baseline's runs, beyond their scatter, at the promised quality"""
+    NOT_HELD = "not held"
+    """within or above the scatter of the baseline's runs, or the quality was missed"""
+    NOT_COMPARABLE = "not comparable"
+    """another host or other sensors than the plan's: its saving is stale until it is planned again"""
+    NOTHING_CLAIMED = "nothing claimed"
+    """the plan claims no saving for this phase"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """One phase run under the plan.
+
+    Attributes:
+        phase: the phase.
+        trial: the run.
+        against: the baseline compared with, or None.
+        saving: energy saved against the baseline's runs in the plan, with the interval for this single run; or None.
+        held: what became of the plan's saving.
+        reason: why, as a sentence.
+    """
+
+    phase: Phase
+    trial: Trial
+    against: Baseline | None
+    saving: Interval | None
+    held: Held
+    reason: str
+
+
+def apply_plan(plan: Plan, out: Path, ledger: Ledger, watch: Callable[[Event], None]) -> tuple[Applied, ...]:
+    """Run every phase of the plan's workload once under the plan's setting; record each in the ledger.
+
+    Args:
+        plan: what `negawatt plan` found.
+        out: folder for the trained model and the workload's output.
+        ledger: where the runs are recorded.
+        watch: called with every event.
+
+    Raises:
+        UsageError: if the workload no longer offers what the plan sets.
+        WorkloadError: if the workload fails under the plan.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    setup = Setup(path=Path(plan.path), quality_bound=plan.keep.bound, levers=_levers(plan))
+    campaign = f"apply-{plan.created_utc}"
+    with Bench(
+        setup=setup, ledger=ledger, campaign=campaign, log=out / "workload.log", watch=watch,
+        trial_limit_s=None, first_limit_s=_limit_s(plan),
+    ) as bench:  # fmt: skip
+        ready = bench.ready()
+        offered = {choice for choices in ready.choices.values() for choice in choices}
+        applied: list[Applied] = []
+        state: Path | None = None
+        for phase in plan.phases:
+            _check_offered(phase.setting, offered, plan)
+            save_to = out / "model" if ready.persistent and phase.phase is Phase.TRAIN else None
+            trial = bench.trial(
+                phase.setting, split=Split.REPORT, seed=0, role=Role.APPLY, load_from=state, save_to=save_to
+            )
+            if trial.measurement is None:
+                raise WorkloadError(
+                    f"the {phase.phase} phase failed under the plan: {trial.error.message if trial.error else ''}",
+                    "the plan cannot be carried out as it is",
+                    f"see {out / 'workload.log'}, or plan again: `negawatt plan {plan.path}`",
+                )
+            state = save_to if phase.phase is Phase.TRAIN else state
+            applied.append(_judged(plan, phase, trial, trial.measurement, this_host()))
+            body = {"plan_created_utc": plan.created_utc, **to_json(applied[-1])}
+            ledger.append("apply", body, workload=plan.workload, phase=phase.phase, campaign=campaign,
+                          energy_j=trial.measurement.energy_j, source=trial.measurement.source)  # fmt: skip
+    return tuple(applied)
+
+
+def _levers(plan: Plan) -> tuple[str, ...]:
+    return tuple(sorted({choice.lever for phase in plan.phases for choice in phase.setting.choices}))
+
+
+def _limit_s(plan: Plan) -> float:
+    """Ten times the slowest run of the plan, and at least ten minutes [s]."""
+    return max(600.0, 10 * max((t.measurement.time_s for t in plan.trials if t.measurement), default=0.0))
+
+
+def _check_offered(setting: Setting, offered: set[object], plan: Plan) -> None:
+    gone = [str(choice) for choice in setting.choices if choice not in offered]
+    if gone:
+        raise UsageError(
+            f"{plan.path} no longer offers {', '.join(gone)}",
+            "the plan was made for another version of the workload",
+            f"plan again: `negawatt plan {plan.path}`",
+        )
+
+
+def _judged(plan: Plan, phase: PhasePlan, trial: Trial, now: Measurement, host: Host) -> Applied:
+    """Compare one run with the baseline's proof runs: a prediction interval for the log ratio of single runs."""
+    best = next((s for s in phase.savings if s.shown), None)
+    if best is None:
+        reason = "the plan found nothing that saves energy in this phase"
+        return Applied(phase=phase.phase, trial=trial, against=None, saving=None, held=Held.NOTHING_CLAIMED, reason=reason)
+    setting = phase.competent if best.against is Baseline.COMPETENT else phase.naive
+    base = [t.measurement for t in plan.trials if t.setting == setting and t.role is Role.PROOF and t.measurement]
+    if host.fingerprint() != plan.host.fingerprint():
+        held, reason = Held.NOT_COMPARABLE, f"the plan was made on another host ({plan.host.name})"
+    elif base[0].scopes != now.scopes or base[0].source != now.source:
+        held, reason = Held.NOT_COMPARABLE, "other sensors are at work than when the plan was made"
+    else:
+        return _compared(plan, phase, trial, now, base, best.against)
+    return Applied(phase=phase.phase, trial=trial, against=best.against, saving=None, held=held, reason=reason)
+
+
+def _compared(  # noqa: PLR0913, PLR0917 -- the six things that are compared
+    plan: Plan, phase: PhasePlan, trial: Trial, now: Measurement, base: list[Measurement], against: Baseline
+) -> Applied:
+    logs = [math.log(m.energy_per_work_j) for m in base]
+    n, mean = len(logs), math.fsum(logs) / len(logs)
+    sd = math.sqrt(math.fsum((x - mean) ** 2 for x in logs) / (n - 1))
+    ratio = mean - math.log(now.energy_per_work_j)
+    half = t_quantile(1 - (1 - _LEVEL_FRACTION) / 2, n - 1) * sd * math.sqrt(1 + 1 / n)
+    saving = Interval(value=-math.expm1(-ratio), low=-math.expm1(-ratio + half), high=-math.expm1(-ratio - half))
+    floor = plan.keep.bound
+    if floor is None:
+        floor = sum(m.quality or 0.0 for m in base) / n - plan.keep.margin
+    if now.quality is None or now.quality < floor:
+        held, reason = Held.NOT_HELD, f"{plan.keep.metric} is {now.quality}, below {floor:.4g}"
+    elif saving.low > 0:
+        held, reason = Held.HELD, f"less than the {against} default's {n} runs, beyond their scatter"
+    else:
+        held, reason = Held.NOT_HELD, f"not below the scatter of the {against} default's {n} runs"
+    return Applied(phase=phase.phase, trial=trial, against=against, saving=saving, held=held, reason=reason)

@@ -1,0 +1,1 @@
+"""Handles to the machine: who it is. Standard library only."""

@@ -1,0 +1,1 @@
+"""Where joules are kept: one append-only SQLite file per user."""

@@ -1,0 +1,1 @@
+"""Sensors: one file each, registered by entry point in the group `negawatt.sensors`."""

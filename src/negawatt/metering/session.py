@@ -1,0 +1,286 @@
+"""Meter: the open sensors of a host. Window: energy between two moments. `meter`: both in one `with` line."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from types import TracebackType
+from typing import Self
+
+from negawatt.core.errors import NegawattError, SensorError, UsageError
+from negawatt.core.host import Host
+from negawatt.core.measurement import PowerPoint
+from negawatt.core.plan import NotMeasured
+from negawatt.core.reading import Reading, Sensor, SensorInfo, Source, total, weakest
+from negawatt.hardware.host import this_host
+from negawatt.metering.recording import Recording, snapshot
+from negawatt.metering.select import Opened, fallback_last, open_best, open_named
+
+TICK_S = 1.0
+"""Longest time between two points of the power curve, where a window is polled at all [s]."""
+
+
+class Meter:
+    """The open sensors of a host. Windows may nest and overlap, in one thread or several.
+
+    A background thread runs only while a window is open and some probe has to be read in between.
+
+    Args:
+        opened: sensors; `Meter.open` and `Meter.of` open them.
+        clock: monotonic seconds, for the length of windows; a simulator brings its own.
+    """
+
+    def __init__(self, opened: Opened, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._opened = opened
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._recordings: list[Recording] = []
+        self._poller: _Poller | None = None
+        self._closed = False
+
+    @classmethod
+    def open(cls, host: Host | None = None, names: tuple[str, ...] = ()) -> Meter:
+        """Open registered sensors.
+
+        Args:
+            host: the machine; None: this one.
+            names: exactly these sensors; none: every available one, estimates only where nothing measures.
+
+        Raises:
+            UsageError: on an unknown or broken name.
+            NoMeterError: if a named sensor, or without names any sensor, cannot be used here.
+            NeedsPrivilegeError: if a named sensor is there and may not be read.
+            ScopeMismatchError: if two of them would count the same joules.
+        """
+        from negawatt.core import registry
+
+        found = registry.sensors()
+        chosen = registry.pick(found, names, "sensor")
+        host = host or this_host()
+        opened = open_named(fallback_last(chosen), host) if names else open_best(chosen, host)
+        others = [NotMeasured(what=n, why="not among the sensors asked for") for n in found.members if n not in chosen]
+        broken = [
+            NotMeasured(what=b.name, why=f"cannot be loaded ({b.distribution}): {b.reason}") for b in found.broken
+        ]
+        return cls(replace(opened, left_out=(*opened.left_out, *others, *broken)))
+
+    @classmethod
+    def of(
+        cls, sensors: Sequence[Sensor], host: Host | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> Meter:
+        """Open sensor objects with different names instead of registered ones, as `open` does without names."""
+        return cls(open_best({sensor.info.name: sensor for sensor in sensors}, host or this_host()), clock)
+
+    @property
+    def sensors(self) -> tuple[SensorInfo, ...]:
+        """The sensors that were opened."""
+        return self._opened.sensors
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """What is measured."""
+        return tuple(probe.scope for probe in self._opened.probes)
+
+    @property
+    def unavailable(self) -> tuple[NotMeasured, ...]:
+        """Every registered sensor that was not opened, and why."""
+        return self._opened.left_out
+
+    def start(self) -> Window:
+        """A window that begins now.
+
+        Raises:
+            SensorError: if a sensor gives no reading.
+            UsageError: if the meter is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise UsageError("this meter is closed", "its sensors are no longer read", "open another Meter")
+            recording = Recording(self._opened.probes, self._clock)
+            self._recordings.append(recording)
+            periods = [probe.period_s for probe in self._opened.probes if probe.period_s is not None]
+            if periods and self._poller is None:
+                self._poller = _Poller(self._poll, min(*periods, TICK_S))
+        return Window(recording, self._lock, self._end)
+
+    def close(self) -> None:
+        """End all windows, and with them the background thread. Idempotent."""
+        with self._lock:
+            self._closed = True
+            recordings = tuple(self._recordings)
+        for recording in recordings:
+            self._end(recording)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _poll(self, tick_s: float) -> None:
+        """Read every probe once and show the result to every open window."""
+        with self._lock:
+            if not self._recordings:
+                return
+            try:
+                states = [snapshot(probe) for probe in self._opened.probes]
+            except NegawattError as error:
+                for recording in self._recordings:
+                    recording.failed(error)  # raised where the window is read or stopped
+                return
+            for recording in self._recordings:
+                recording.advance(states, tick_s)
+
+    def _end(self, recording: Recording) -> None:
+        """End one window, and the thread with the last one, whatever happens on the way."""
+        try:
+            with self._lock:
+                recording.end()
+        finally:
+            with self._lock:
+                if recording in self._recordings:
+                    self._recordings.remove(recording)
+                poller = None
+                if not self._recordings:
+                    poller, self._poller = self._poller, None
+            if poller is not None:
+                poller.stop()
+
+
+class _Poller:
+    """The background thread of a meter with open windows."""
+
+    def __init__(self, poll: Callable[[float], None], tick_s: float) -> None:
+        self._poll = poll
+        self._tick_s = tick_s
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="negawatt-meter", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._end.wait(self._tick_s):
+            self._poll(self._tick_s)
+
+    def stop(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+class Window:
+    """Energy from `Meter.start()` until `stop()`, or until the end of a `with` block."""
+
+    def __init__(self, recording: Recording, lock: threading.RLock, end: Callable[[Recording], None]) -> None:
+        self._recording = recording
+        self._lock = lock
+        self._end = end
+
+    @property
+    def time_s(self) -> float:
+        """Length so far, or in the end [s]."""
+        return self._recording.time_s
+
+    @property
+    def power_curve(self) -> tuple[PowerPoint, ...]:
+        """Mean power of all scopes over time: a point per poll, and one at the end."""
+        with self._lock:
+            return self._recording.points
+
+    def readings(self) -> tuple[Reading, ...]:
+        """One reading per probe, so far or in the end. Raises SensorError if a sensor stopped giving readings."""
+        with self._lock:
+            return self._recording.readings()
+
+    def stop(self) -> tuple[Reading, ...]:
+        """End the window and return its readings. Idempotent.
+
+        Raises:
+            SensorError: if a sensor failed now or, in the background, since the start; the window is over all the same.
+        """
+        self._end(self._recording)
+        return self.readings()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end(self._recording)
+        if error is None:  # else the error under way says more than the sensor's
+            self.readings()
+
+
+class Metered:
+    """What `meter` yields: live inside the `with` block, final behind it.
+
+    Attributes:
+        name: as given.
+    """
+
+    def __init__(self, name: str, window: Window) -> None:
+        self.name = name
+        self._window = window
+
+    @property
+    def time_s(self) -> float:
+        """Length of the window [s]."""
+        return self._window.time_s
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """One reading per scope. Raises SensorError."""
+        return self._window.readings()
+
+    @property
+    def power_curve(self) -> tuple[PowerPoint, ...]:
+        """Mean power over time."""
+        return self._window.power_curve
+
+    @property
+    def energy_j(self) -> float:
+        """Joules of all scopes."""
+        return total(self.readings, self.time_s)[0]
+
+    @property
+    def energy_sd_j(self) -> float:
+        """Standard deviation of the error of `energy_j` [J]."""
+        return total(self.readings, self.time_s)[1]
+
+    @property
+    def source(self) -> Source:
+        """The weakest source among the readings."""
+        return weakest(reading.source for reading in self.readings)
+
+
+@cache
+def _shared(names: tuple[str, ...]) -> Meter:
+    """One meter per process and choice of sensors, so that looking for sensors is paid once."""
+    return Meter.open(names=names)
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has the meter, but neither its thread nor a usable lock
+    os.register_at_fork(after_in_child=_shared.cache_clear)
+
+
+@contextmanager
+def meter(name: str, *, sensors: Sequence[str] = ()) -> Iterator[Metered]:
+    """Meter a block: `with negawatt.meter("training") as m: ...`, then `m.energy_j`, `m.energy_sd_j`, `m.source`.
+
+    Args:
+        name: what the block is.
+        sensors: names of sensors; none: every available one, estimates only where nothing measures.
+
+    Raises:
+        NoMeterError, NeedsPrivilegeError, UsageError, ScopeMismatchError: as `Meter.open`.
+        SensorError: behind the block, if a sensor failed inside it.
+    """
+    try:
+        window = _shared(tuple(sensors)).start()
+    except SensorError:
+        _shared.cache_clear()  # hardware that went away is looked for anew next time
+        raise
+    with window:
+        yield Metered(name, window)

@@ -1,0 +1,1 @@
+"""The joint plan over all levers and placements, on one workload."""

@@ -1,0 +1,340 @@
+"""One phase: find the baselines and the least-energy setting, then put it to the proof.
+
+1. The naive default runs as it is.
+2. The competent default is the fastest setting among those a competent engineer would consider.
+3. The candidate is the least-energy setting among all, from there on.
+4. Proof: fresh runs of candidate and baselines in randomised mirrored blocks, on data that chose nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from negawatt.core import registry
+from negawatt.core.errors import WorkloadError
+from negawatt.core.lever import Choice, Setting
+from negawatt.core.measurement import Measurement
+from negawatt.core.plan import Keep, NotMeasured, PhasePlan
+from negawatt.core.saving import Baseline, Saving
+from negawatt.core.trial import Role, Trial
+from negawatt.core.workload import Phase, Split
+from negawatt.search.bench import Bench
+from negawatt.tuning.search import CoordinateSearch
+from negawatt.verify.proof import Proof
+
+_SEARCH_SHARE = 0.45
+"""Part of a phase's time that the search may use; the proof has the rest."""
+_MIN_BLOCKS_WITH_NAIVE = 4
+"""The slow naive default is only proven against if this many blocks fit with it; else it stays unproven."""
+_OVERHEAD_S = 0.5
+"""Time around a trial's window: evaluation, export, restoring [s]; only for predicting what fits."""
+
+PLAN = "plan"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseResult:
+    """A phase's plan with what was left out, and where the plan's trained model was saved."""
+
+    plan: PhasePlan
+    not_measured: tuple[NotMeasured, ...]
+    state: Path | None
+
+
+@final
+class PhasePlanner:
+    """Plans one phase on a bench.
+
+    Args:
+        bench: runs the trials.
+        phase: the phase.
+        choices: lever -> its choices in this phase.
+        conflicts: pairs of levers that must not both leave their naive choice.
+        keep: the quality promise.
+        max_slowdown: largest accepted slow-down against the competent default, or None.
+        seed: of the design and the workload.
+        state_in: folder of the model that inference uses.
+        state_out: folder under which models trained in the proof are kept.
+        note: called with a sentence about what is going on.
+    """
+
+    def __init__(  # noqa: PLR0913 -- all keyword, one call site
+        self,
+        bench: Bench,
+        *,
+        phase: Phase,
+        choices: Mapping[str, tuple[Choice, ...]],
+        conflicts: Sequence[tuple[str, str]],
+        keep: Keep,
+        max_slowdown: float | None,
+        seed: int,
+        state_in: Path | None,
+        state_out: Path | None,
+        note: Callable[[str], None],
+    ) -> None:
+        order = {name: lever.info.order for name, lever in registry.levers().members.items()}
+        self._choices = dict(sorted(choices.items(), key=lambda item: (order[item[0]], item[0])))
+        self._bench, self._phase, self._keep, self._seed = bench, phase, keep, seed
+        self._conflicts, self._max_slowdown = conflicts, max_slowdown
+        self._state_in, self._state_out, self._note = state_in, state_out, note
+        self._floor = keep.bound
+        self._competent_time_s: float | None = None
+        self._left_out: list[NotMeasured] = []
+
+    def plan(self, deadline: float) -> PhaseResult:
+        """Search, then prove, until `deadline` on the monotonic clock [s].
+
+        Raises:
+            WorkloadError: if the naive default fails or does not keep the promised quality.
+        """
+        began = time.monotonic()
+        naive = Setting.of(self._phase, [next(c for c in cs if c.naive) for cs in self._choices.values()])
+        self._note(f"{self._phase}: the naive default")
+        first = self._search_trial(naive, 0)
+        base = self._checked(first)
+        if self._floor is None:
+            self._floor = (base.quality or 0.0) - self._keep.margin
+        search_until = began + _SEARCH_SHARE * (deadline - began)
+        half = time.monotonic() + 0.5 * (search_until - time.monotonic())
+        self._note(f"{self._phase}: the competent default")
+        competent, _ = self._explore(naive, half, lambda m: m.time_per_work_s, competent_only=True)
+        self._competent_time_s = self._mean(competent, lambda m: m.time_per_work_s)
+        self._note(f"{self._phase}: the least energy")
+        candidate, steps = self._explore(competent, search_until, lambda m: m.energy_per_work_j, competent_only=False)
+        arms = {PLAN: candidate, str(Baseline.COMPETENT): competent, str(Baseline.NAIVE): naive}
+        return self._proven(arms, steps, deadline)
+
+    # -- search ----------------------------------------------------------------------------------------------------
+
+    def _search_trial(self, setting: Setting, repeat: int) -> Trial:
+        return self._bench.trial(
+            setting, split=Split.SELECTION, seed=self._seed + repeat, role=Role.SEARCH, load_from=self._state_in
+        )
+
+    def _checked(self, trial: Trial) -> Measurement:
+        """The naive default's measurement, or the reason why nothing can be compared with it."""
+        if trial.measurement is None:
+            error = trial.error
+            detail = f"\n{error.detail.rstrip()}" if error and error.detail else ""
+            raise WorkloadError(
+                f"the {self._phase} phase failed as it is: {error.message if error else ''}{detail}",
+                "without the naive default there is nothing to compare with",
+                "make the workload run by itself first; `negawatt run -- ...` meters a single run",
+            )
+        quality = trial.measurement.quality
+        if self._keep.bound is not None and (quality is None or quality < self._keep.bound):
+            raise WorkloadError(
+                f"the {self._phase} phase as it is reaches {self._keep.metric} {quality:.4g}, "
+                f"not the promised {self._keep.bound:g}",
+                "a saving is for the same work at the promised quality, and the workload does not deliver it",
+                f'promise less (--keep "{self._keep.metric}>={(quality or 0) - 0.01:.2f}") or improve the workload',
+            )
+        return trial.measurement
+
+    def _feasible(self, m: Measurement) -> bool:
+        floor = self._floor
+        if floor is not None and (m.quality is None or m.quality < floor):
+            return False
+        if self._max_slowdown is None or self._competent_time_s is None:
+            return True
+        return m.time_per_work_s <= self._competent_time_s * (1 + self._max_slowdown)
+
+    def _clash(self, setting: Setting) -> bool:
+        used = {choice.lever for choice in setting.choices if not choice.naive}
+        return any(a in used and b in used for a, b in self._conflicts)
+
+    def _explore(
+        self, start: Setting, until: float, cost: Callable[[Measurement], float], *, competent_only: bool
+    ) -> tuple[Setting, tuple[Setting, ...]]:
+        """The setting of least cost found before `until`, and the incumbents on the way to it."""
+        space = {
+            lever: tuple(c for c in choices if c.competent or not competent_only)
+            for lever, choices in self._choices.items()
+        }
+
+        def setting(point: Sequence[int]) -> Setting:
+            return Setting.of(self._phase, [space[lever][i] for lever, i in zip(space, point, strict=True)])
+
+        def point(of: Setting) -> tuple[int, ...]:
+            return tuple(space[lever].index(choice) for lever in space if (choice := of.get(lever)))
+
+        def score(trial: Trial) -> float | None:
+            m = trial.measurement
+            return cost(m) if m is not None and self._feasible(m) else None
+
+        known: dict[tuple[int, ...], float | None] = {}
+        for trial in self._bench.trials:
+            if trial.phase == self._phase and trial.role is Role.SEARCH and trial.seed == self._seed:
+                in_space = all(c in space[c.lever] for c in trial.setting.choices)
+                if in_space:
+                    known[point(trial.setting)] = score(trial)
+        tuner = CoordinateSearch(sizes=tuple(len(c) for c in space.values()), start=point(start), known=known)
+        asked: dict[tuple[int, ...], int] = dict.fromkeys(known, 1)
+        while time.monotonic() < until and (ask := tuner.ask()) is not None:
+            repeat = asked.get(ask, 0)
+            asked[ask] = repeat + 1
+            if self._clash(setting(ask)):
+                tuner.tell(ask, None)
+                continue
+            self._note(f"{self._phase}: trying {setting(ask)} (at most {tuner.remaining()} more)")
+            tuner.tell(ask, score(self._search_trial(setting(ask), repeat)))
+        if time.monotonic() >= until and tuner.ask() is not None:
+            self._left_out.append(
+                NotMeasured(
+                    what=f"{self._phase}: up to {tuner.remaining()} more settings",
+                    why="the time budget ended; give more with --budget",
+                )
+            )
+        best = setting(tuner.best)
+        path = [setting(p) for p in tuner.path]
+        steps = path[: path.index(best) + 1] if best in path else [*path, best]
+        return best, tuple(steps)
+
+    def _mean(self, setting: Setting, value: Callable[[Measurement], float]) -> float:
+        found = [
+            value(t.measurement)
+            for t in self._bench.trials
+            if t.setting == setting and t.measurement is not None and t.role is Role.SEARCH
+        ]
+        return sum(found) / len(found)
+
+    # -- proof -----------------------------------------------------------------------------------------------------
+
+    def _proven(self, arms: dict[str, Setting], steps: tuple[Setting, ...], deadline: float) -> PhaseResult:
+        candidate, competent, naive = arms[PLAN], arms[str(Baseline.COMPETENT)], arms[str(Baseline.NAIVE)]
+        distinct = self._distinct(arms, deadline)
+        savings: list[Saving] = []
+        setting = candidate
+        if len(distinct) > 1:
+            blocks = self._run_blocks(distinct, deadline)
+            savings, setting = self._savings(blocks, distinct, arms)
+        plan = PhasePlan(
+            phase=self._phase,
+            naive=naive,
+            competent=competent,
+            setting=setting,
+            savings=tuple(savings),
+            candidate=candidate,
+            steps=steps,
+        )
+        return PhaseResult(plan=plan, not_measured=tuple(self._left_out), state=self._state(setting, distinct))
+
+    def _distinct(self, arms: dict[str, Setting], deadline: float) -> dict[str, Setting]:
+        """The arms to run: those that differ, without the naive default if it would eat up the time."""
+        distinct: dict[str, Setting] = {}
+        for name, setting in arms.items():
+            if setting not in distinct.values():
+                distinct[name] = setting
+        naive = str(Baseline.NAIVE)
+        if len(distinct) > 2 and self._block_s(distinct) * _MIN_BLOCKS_WITH_NAIVE > deadline - time.monotonic():
+            del distinct[naive]
+            self._left_out.append(
+                NotMeasured(
+                    what=f"{self._phase}: proof against the naive default",
+                    why="too slow for the time budget; give more with --budget",
+                )
+            )
+        return distinct
+
+    def _block_s(self, arms: Mapping[str, Setting]) -> float:
+        def run_s(setting: Setting) -> float:
+            return self._mean(setting, lambda m: m.time_s) + _OVERHEAD_S
+
+        return 2 * sum(run_s(setting) for setting in arms.values())
+
+    def _proof(self, names: Sequence[str]) -> Proof:
+        return Proof(
+            phase=self._phase, arms=tuple(names), keep=self._keep, max_slowdown=self._max_slowdown, seed=self._seed
+        )
+
+    def _run_blocks(self, arms: Mapping[str, Setting], deadline: float) -> list[list[tuple[str, Measurement]]]:
+        """Complete blocks, the first run of all being a warm-up that is dropped."""
+        proof = self._proof(tuple(arms))
+        blocks: list[list[tuple[str, Measurement]]] = []
+        block_s = self._block_s(arms)
+        while (order := proof.next_block()) is not None:
+            number = len(blocks)
+            if time.monotonic() + block_s > deadline and number > 0:
+                self._left_out.append(
+                    NotMeasured(
+                        what=f"{self._phase}: proof blocks after {number}",
+                        why="the time budget ended; give more with --budget for a narrower interval",
+                    )
+                )
+                break
+            began = time.monotonic()
+            if number == 0:
+                self._proof_trial(arms, order[0], Role.WARMUP, -1)
+            self._note(f"{self._phase}: proof, block {number + 1}")
+            runs = [(arm, self._proof_trial(arms, arm, Role.PROOF, number)) for arm in order]
+            failed = [(arm, trial) for arm, trial in runs if trial.measurement is None]
+            if failed:
+                self._left_out.append(
+                    NotMeasured(
+                        what=f"{self._phase}: proof blocks after {number}",
+                        why=f"the {failed[0][0]} arm failed: {failed[0][1].error.message}",  # type: ignore[union-attr]
+                    )
+                )
+                break
+            block = [(arm, trial.measurement) for arm, trial in runs if trial.measurement is not None]
+            proof.tell(block)
+            blocks.append(block)
+            block_s = max(block_s if number == 0 else 0.0, time.monotonic() - began)
+        return blocks
+
+    def _proof_trial(self, arms: Mapping[str, Setting], arm: str, role: Role, block: int) -> Trial:
+        save_to = self._state_out / arm if self._state_out and role is Role.PROOF else None
+        return self._bench.trial(
+            arms[arm],
+            split=Split.REPORT,
+            seed=self._seed + 1000 + max(block, 0),
+            role=role,
+            block=block,
+            load_from=self._state_in,
+            save_to=save_to,
+        )
+
+    def _savings(
+        self, blocks: list[list[tuple[str, Measurement]]], distinct: Mapping[str, Setting], arms: dict[str, Setting]
+    ) -> tuple[list[Saving], Setting]:
+        """A saving per baseline, and the setting to use: the candidate if it was shown to be better, else the
+        competent default, whose own saving against the naive default is then stated.
+        """  # noqa: D205 -- one thought
+        competent = str(Baseline.COMPETENT)
+        proof = self._judge(blocks, tuple(distinct), {})
+        savings = [proof.saving(Baseline(name)) for name in distinct if name != PLAN]
+        if competent not in distinct or savings[0].shown:
+            return savings, arms[PLAN]
+        if str(Baseline.NAIVE) in distinct:
+            relabelled = self._judge(blocks, (PLAN, str(Baseline.NAIVE)), {competent: PLAN})
+            savings[1:] = [relabelled.saving(Baseline.NAIVE)]
+        return savings, arms[competent]
+
+    def _judge(
+        self, blocks: list[list[tuple[str, Measurement]]], names: Sequence[str], rename: Mapping[str, str]
+    ) -> Proof:
+        """A proof over blocks that were run, with an arm put in the plan's place."""
+        proof = self._proof(names)
+        for block in blocks:
+            kept = [(rename.get(arm, arm), m) for arm, m in block if not (rename and arm == PLAN)]
+            proof.tell([(arm, m) for arm, m in kept if arm in names])
+        proof.stop_now()
+        return proof
+
+    def _state(self, setting: Setting, distinct: Mapping[str, Setting]) -> Path | None:
+        """A model trained under the plan's setting; one more run if the proof left none."""
+        if self._state_out is None:
+            return None
+        for arm, tried in distinct.items():
+            if tried == setting and (self._state_out / arm).exists():
+                return self._state_out / arm
+        path = self._state_out / PLAN
+        trial = self._bench.trial(
+            setting, split=Split.REPORT, seed=self._seed, role=Role.APPLY, load_from=self._state_in, save_to=path
+        )
+        self._checked(trial)
+        return path

@@ -1,0 +1,1 @@
+"""When and where work runs: placements, applied to trials already measured."""
