@@ -12,11 +12,11 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
 import torch
-from pydoc_data.topics import topics
 from transformers import AutoModel, AutoTokenizer
 
 from negawatt import Knob, Phase, Split

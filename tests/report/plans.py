@@ -307,6 +307,7 @@ def nothing() -> Plan:
             train_phase,
             setting=train_phase.competent,
             savings=(
+                saving(Phase.TRAIN, Baseline.NAIVE, (0.463, 0.451, 0.475), Source.SAMPLED, Verdict.VERIFIED),
                 saving(
                     Phase.TRAIN,
                     Baseline.COMPETENT,

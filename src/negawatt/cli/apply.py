@@ -7,13 +7,17 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from negawatt.core.plan import Plan
 
 
 @click.command()
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the model; default: the plan's.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the model.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(plan_file: Path, out: Path | None, dry_run: bool, as_json: bool) -> None:  # noqa: FBT001
@@ -51,7 +55,7 @@ def _interrupt(_signum: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def read_plan(path: Path):  # noqa: ANN201 -- the type would import the plan at start-up
+def read_plan(path: Path) -> Plan:
     """A plan from its file. Raises UsageError if it is no plan, or one of a newer version."""
     from negawatt.core.codec import from_json
     from negawatt.core.errors import UsageError

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the workload and of the block order.")
 @click.option("--fresh", is_flag=True, help="Ignore the trials of an interrupted plan.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def command(  # noqa: PLR0913, PLR0917 -- one parameter per option
+def command(  # noqa: PLR0913 -- one parameter per option
     workload: Path, levers: tuple[str, ...], sensors: tuple[str, ...], keep: str | None, max_slowdown: float | None,
     requests: float, budget: str, site: Path | None, out: Path, trial_timeout: str | None, seed: int, fresh: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
@@ -150,7 +150,7 @@ class _Progress:
             return
         m, error = event.trial.measurement, event.trial.error
         if m is not None:
-            from negawatt.report.numbers import energy, duration
+            from negawatt.report.numbers import duration, energy
 
             line = f"{energy(m.energy_per_work_j)}, {duration(m.time_per_work_s)}, quality {m.quality:.4g}"
         else:

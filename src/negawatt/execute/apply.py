@@ -11,7 +11,7 @@ from pathlib import Path
 from negawatt.core.codec import to_json
 from negawatt.core.errors import UsageError, WorkloadError
 from negawatt.core.host import Host
-from negawatt.core.lever import Setting
+from negawatt.core.lever import Choice, Setting
 from negawatt.core.measurement import Measurement
 from negawatt.core.plan import PhasePlan, Plan
 from negawatt.core.saving import Baseline, Interval
@@ -113,7 +113,7 @@ def _limit_s(plan: Plan) -> float:
     return max(600.0, 10 * max((t.measurement.time_s for t in plan.trials if t.measurement), default=0.0))
 
 
-def _check_offered(setting: Setting, offered: set[object], plan: Plan) -> None:
+def _check_offered(setting: Setting, offered: set[Choice], plan: Plan) -> None:
     gone = [str(choice) for choice in setting.choices if choice not in offered]
     if gone:
         raise UsageError(
@@ -128,7 +128,8 @@ def _judged(plan: Plan, phase: PhasePlan, trial: Trial, now: Measurement, host: 
     best = next((s for s in phase.savings if s.shown), None)
     if best is None:
         reason = "the plan found nothing that saves energy in this phase"
-        return Applied(phase=phase.phase, trial=trial, against=None, saving=None, held=Held.NOTHING_CLAIMED, reason=reason)
+        held = Held.NOTHING_CLAIMED
+        return Applied(phase=phase.phase, trial=trial, against=None, saving=None, held=held, reason=reason)
     setting = phase.competent if best.against is Baseline.COMPETENT else phase.naive
     base = [t.measurement for t in plan.trials if t.setting == setting and t.role is Role.PROOF and t.measurement]
     if host.fingerprint() != plan.host.fingerprint():
@@ -140,7 +141,7 @@ def _judged(plan: Plan, phase: PhasePlan, trial: Trial, now: Measurement, host: 
     return Applied(phase=phase.phase, trial=trial, against=best.against, saving=None, held=held, reason=reason)
 
 
-def _compared(  # noqa: PLR0913, PLR0917 -- the six things that are compared
+def _compared(
     plan: Plan, phase: PhasePlan, trial: Trial, now: Measurement, base: list[Measurement], against: Baseline
 ) -> Applied:
     logs = [math.log(m.energy_per_work_j) for m in base]

@@ -99,7 +99,7 @@ def default_path() -> Path:
 
 
 def fault(path: Path) -> LedgerError | None:
-    """Why nothing could be recorded at `path`, or None. Creates nothing."""
+    """Why nothing could be recorded at `path`, or None. Makes no file."""
     try:
         if path.exists():
             with Ledger.open(path, timeout_s=1.0) as ledger, ledger.writing():
@@ -111,7 +111,8 @@ def fault(path: Path) -> LedgerError | None:
         return _cannot_make(path, error)
     if not parent.is_dir():
         return _cannot_make(path, f"{parent} is not a folder")
-    return None if os.access(parent, os.W_OK | os.X_OK) else _cannot_make(path, f"{parent} is not writable")
+    may = os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+    return None if may else _cannot_make(path, f"{parent} is not writable")
 
 
 class Ledger:
@@ -157,7 +158,7 @@ class Ledger:
         """The file."""
         return self._path
 
-    def append(  # noqa: PLR0913 -- one argument per column
+    def append(
         self,
         kind: str,
         body: Mapping[str, Any],
@@ -173,7 +174,11 @@ class Ledger:
         Args:
             kind: one of `KINDS`.
             body: JSON types; numbers are finite.
-            workload, phase, campaign, energy_j, source: see `Record`.
+            workload: name of the workload or run.
+            phase: "train", "infer" or "".
+            campaign: identity of the plan it belongs to, or "".
+            energy_j: joules, if it has any.
+            source: evidence of the joules, or "".
 
         Returns:
             The id of the record.
@@ -181,20 +186,7 @@ class Ledger:
         Raises:
             LedgerError: if it could not be written. Earlier records are untouched.
         """
-        if kind not in KINDS:
-            raise LedgerError(
-                f"a record of kind {kind!r}", "nobody would look for it", f"use one of {', '.join(KINDS)}"
-            )
-        try:
-            text = json.dumps(body, allow_nan=False, separators=(",", ":"))
-            if energy_j is not None and not math.isfinite(energy_j):
-                raise ValueError(f"energy_j is {energy_j}")
-        except (TypeError, ValueError) as error:
-            raise LedgerError(
-                f"a {kind!r} record that is not JSON: {error}",
-                "it could not be read back",
-                "pass the body through negawatt.core.codec.to_json and leave out numbers that are not finite",
-            ) from error
+        text = _body_text(kind, body, energy_j)
         created_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         row = (created_utc, platform.node(), kind, workload, str(phase), campaign, energy_j, str(source), text)
         with self.writing():
@@ -215,6 +207,7 @@ class Ledger:
 
     def get(self, record_id: int) -> Record:
         """One record. Raises UsageError if there is none of that id, LedgerError if it cannot be read."""
+        # As text: SQLite compares it as the number it is, and has no limit on its size.
         found = self._read(f"SELECT {_COLUMNS} FROM records WHERE id = ?", [str(record_id)])  # noqa: S608
         if not found:
             raise UsageError(
@@ -253,6 +246,28 @@ class Ledger:
             return [_record(row) for row in self._db.execute(query, values)]
         except sqlite3.Error as error:
             raise _explained(error, self._path) from error
+        except ValueError as error:
+            raise LedgerError(
+                f"the ledger {self._path} holds a record that is no JSON: {error}",
+                "the file was changed by something else",
+                f"restore {self._path} from a backup",
+            ) from error
+
+
+def _body_text(kind: str, body: Mapping[str, Any], energy_j: float | None) -> str:
+    """The body as JSON text. Raises LedgerError for a record that could not be found or read again."""
+    if kind not in KINDS:
+        raise LedgerError(f"a record of kind {kind!r}", "nobody would look for it", f"use one of {', '.join(KINDS)}")
+    if energy_j is not None and not math.isfinite(energy_j):
+        raise LedgerError(f"a {kind!r} record with {energy_j} J", "it is no energy", "give None for an unknown energy")
+    try:
+        return json.dumps(body, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise LedgerError(
+            f"a {kind!r} record that is not JSON: {error}",
+            "it could not be read back",
+            "pass the body through negawatt.core.codec.to_json and leave out numbers that are not finite",
+        ) from error
 
 
 def _record(row: tuple[Any, ...]) -> Record:
@@ -338,24 +353,26 @@ def _cannot_make(path: Path, cause: OSError | str) -> LedgerError:
 
 def _code(error: sqlite3.Error) -> int:
     """Primary result code of SQLite; -1 if Python's module raised the error by itself."""
-    return getattr(error, "sqlite_errorcode", -1) & 0xFF if hasattr(error, "sqlite_errorcode") else -1
+    code = getattr(error, "sqlite_errorcode", None)
+    return -1 if code is None else int(code) & 0xFF
 
 
+_ELSEWHERE = "name another file: NEGAWATT_LEDGER=PATH"
+_WRITABLE = f"make the file and its folder writable, or {_ELSEWHERE}"
 _ADVICE = {
-    sqlite3.SQLITE_FULL: "make room on the disk (`df -h`), or name a file on another one: NEGAWATT_LEDGER=PATH",
-    sqlite3.SQLITE_IOERR: "look for a full disk, a quota or a file size limit (`df -h`, `ulimit -f`), "
-    "or name a file on another disk: NEGAWATT_LEDGER=PATH",
-    sqlite3.SQLITE_READONLY: "make the file and its folder writable, or name another file: NEGAWATT_LEDGER=PATH",
-    sqlite3.SQLITE_CANTOPEN: "make the file and its folder writable, or name another file: NEGAWATT_LEDGER=PATH",
-    sqlite3.SQLITE_BUSY: "end the process that holds it (`fuser` lists them), or name another file: NEGAWATT_LEDGER=PATH",
-    sqlite3.SQLITE_CORRUPT: "keep it and start anew: `mv {path} {path}.damaged`; `sqlite3 {path}.damaged .recover` "
-    "gets out what can be read",
-    sqlite3.SQLITE_NOTADB: "name another file: NEGAWATT_LEDGER=PATH; or, if it was a ledger, `mv {path} {path}.damaged`",
+    sqlite3.SQLITE_FULL: f"make room on the disk (`df -h`), or {_ELSEWHERE}",
+    sqlite3.SQLITE_IOERR: f"look for a full disk, quota or file size limit (`df -h`, `ulimit -f`), or {_ELSEWHERE}",
+    sqlite3.SQLITE_READONLY: _WRITABLE,
+    sqlite3.SQLITE_CANTOPEN: _WRITABLE,
+    sqlite3.SQLITE_BUSY: f"end the process that holds it (`fuser {{path}}`), or {_ELSEWHERE}",
+    sqlite3.SQLITE_CORRUPT: "set it aside with `mv {path} {path}.damaged`; `sqlite3 {path}.damaged .recover` gets out "
+    "what can be read",
+    sqlite3.SQLITE_NOTADB: f"{_ELSEWHERE}; or set it aside with `mv {{path}} {{path}}.damaged`",
 }
 
 
 def _explained(error: sqlite3.Error, path: Path) -> LedgerError:
-    advice = _ADVICE.get(_code(error), "name another file: NEGAWATT_LEDGER=PATH")
+    advice = _ADVICE.get(_code(error), _ELSEWHERE)
     return LedgerError(
         f"the ledger {path}: {error}",
         "this record could not be written or read; those already in the file were not changed",

@@ -13,7 +13,7 @@ lever = KnobLever(
         phases=(Phase.TRAIN, Phase.INFER),
         order=Order.MODEL,
         requires='a knob "precision" of the workload',
-        evidence="no rule: int8 is slower than fp32 on many CPUs (pytorch #42113, onnxruntime #20052), so it is measured",
+        evidence="no rule: int8 is slower than fp32 on many CPUs (pytorch #42113, onnxruntime #20052)",
     ),
     knob="precision",
 )

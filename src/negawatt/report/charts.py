@@ -234,7 +234,7 @@ def lifetime(plan: Plan) -> str:
     requests = numbers.count(max(life.requests for _, life, _ in rows))
     return picture(
         "Energy over the model's life",
-        f"Training, transformation and {requests} {plan.unit}s. {told} {words.search_cost(plan)}",
+        f"Training, transformation and {requests} {numbers.several(plan.unit)}. {told} {words.search_cost(plan)}",
         (WIDTH, y),
         content,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from negawatt.core.plan import Plan
+from negawatt.core.plan import PhasePlan, Plan
 from negawatt.core.saving import Baseline, Saving, Verdict
 from negawatt.core.trial import Role, Trial
 from negawatt.report import charts, numbers, words
@@ -49,6 +49,7 @@ def _context(plan: Plan) -> dict[str, Any]:
         "proof": words.proof(plan),
         "facts": words.measured_on(plan),
         "words": words,
+        "units": numbers.several(plan.unit),
         "trials": [_trial(i, trial) for i, trial in enumerate(plan.trials, 1)],
     }
 
@@ -66,7 +67,8 @@ def _phase(plan: Plan, phase: PhaseDigest) -> dict[str, Any]:
         "name": words.PHASES[phase.plan.phase],
         "setting": str(phase.plan.setting),
         "kept": phase.plan.setting == phase.plan.competent,
-        "savings": [_saving(label, s) for b, label in words.BASELINES.items() if (s := phase.plan.saving(b))],
+        "savings": [_saving(phase.plan, b, s) for b in words.BASELINES if (s := phase.plan.saving(b))],
+        "unproven": "" if phase.plan.saving(Baseline.COMPETENT) else words.unproven(phase.plan),
         "notes": words.notes(phase.plan),
         "per": words.work(plan, phase.plan.phase),
         "unit": unit.symbol,
@@ -106,10 +108,11 @@ def _phase(plan: Plan, phase: PhaseDigest) -> dict[str, Any]:
     }
 
 
-def _saving(label: str, saving: Saving) -> dict[str, Any]:
+def _saving(phase: PhasePlan, baseline: Baseline, saving: Saving) -> dict[str, Any]:
     value, interval = words.saving_pair(saving)
     return {
-        "against": label,
+        "against": words.BASELINES[baseline],
+        "compared": words.compared(phase, baseline),
         "value": value,
         "interval": interval,
         "less": saving.fraction >= 0,

@@ -176,6 +176,13 @@ def count(value: float) -> str:
     return fixed(value, 0) if float(value).is_integer() else significant(value)
 
 
+def several(noun: str) -> str:
+    """The plural of an English noun: "images", "queries", "batches"."""
+    if noun.endswith("y") and noun[-2:-1] not in tuple("aeiou"):
+        return f"{noun[:-1]}ies"
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+
+
 def plural(n: int, noun: str) -> str:
     """A number of things with its noun: "1 run", "3 runs"."""
-    return f"{count(n)}{NBSP}{noun}{'' if n == 1 else 's'}"
+    return f"{count(n)}{NBSP}{noun if n == 1 else several(noun)}"

@@ -18,11 +18,21 @@ if TYPE_CHECKING:
 _COLOUR = {Verdict.VERIFIED: "green", Verdict.INDICATIVE: "yellow", Verdict.NOT_SHOWN: "dim", Verdict.WORSE: "red"}
 
 
-def render(plan: Plan) -> list[RenderableType]:
-    """What `negawatt plan` prints, in order, to be given to `rich.console.Console.print` one by one.
+_WIDEST = 120
+
+
+def render(plan: Plan, *, width: int = 80) -> RenderableType:
+    """What `negawatt plan` prints, for `rich.console.Console.print`.
 
     Names from outside are shown literally: neither markup nor control characters in them have an effect.
+
+    Args:
+        plan: the plan.
+        width: columns of the terminal; beyond 120 the rest is left free, because long lines are hard to read.
     """
+    from rich.console import Group
+    from rich.constrain import Constrain
+
     parts = _headline(plan)
     for phase in digest(plan):
         parts += [_heading(words.PHASES[phase.plan.phase]), *_settings(plan, phase), *_waterfall(plan, phase)]
@@ -32,7 +42,7 @@ def render(plan: Plan) -> list[RenderableType]:
     parts += _not_measured(plan)
     parts += [_heading("How it was measured"), *_bullets((*words.measured_on(plan), *_sensors(plan)))]
     parts += [_heading("Words"), *_bullets(f"{term}: {meaning}" for term, meaning in words.LEGEND)]
-    return parts
+    return Constrain(Group(*parts), min(width, _WIDEST))
 
 
 def _text(text: str, style: str = "") -> Text:
@@ -141,11 +151,11 @@ def _waterfall(plan: Plan, phase: PhaseDigest) -> list[RenderableType]:
 
 def _savings(phase: PhaseDigest) -> list[RenderableType]:
     table = _table("\nSavings", "against", "verdict", "saving", "blocks", "time", "quality", left=2)
-    for baseline, label in words.BASELINES.items():
+    for baseline in words.BASELINES:
         saving = phase.plan.saving(baseline)
         if saving is not None:
             table.add_row(
-                label,
+                words.compared(phase.plan, baseline),
                 _text(saving.label(), _COLOUR[saving.verdict]),
                 "\n".join(words.saving_pair(saving)),
                 numbers.count(saving.n),
@@ -165,10 +175,8 @@ def _lifetime(plan: Plan) -> list[RenderableType]:
         return []
     requests = max(life.requests for _, life, _ in rows)
     unit = numbers.energy_unit(max(life.total_j for _, life, _ in rows))
-    table = _table(
-        f"Energy in {unit.symbol}", "setting", "train", "transform", f"{numbers.count(requests)} {plan.unit}s", "total",
-        "plan saves",
-    )  # fmt: skip
+    work = f"{numbers.count(requests)} {numbers.several(plan.unit)}"
+    table = _table(f"Energy in {unit.symbol}", "setting", "train", "transform", work, "total", "plan saves")
     for name, life, saved in rows:
         infer = None if life.infer_per_work_j is None else life.requests * life.infer_per_work_j
         table.add_row(

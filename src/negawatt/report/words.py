@@ -55,9 +55,7 @@ def headline(plan: Plan, phase: PhasePlan) -> str:
     """The result of one phase in one sentence, interval and verdict included."""
     name, saving = PHASES[phase.phase], phase.saving(Baseline.COMPETENT)
     if saving is None:
-        if phase.candidate == phase.competent:
-            return f"{name}: nothing tried looked better than the competent default, so nothing was put to the proof."
-        return f"{name}: not compared with the competent default."
+        return f"{name}: {unproven(phase)}."
     interval = f"({numbers.span(saving.ci_low, saving.ci_high)})"
     decimals = numbers.decimals_for(saving.ci_low, saving.ci_high)
     if saving.shown:
@@ -70,6 +68,25 @@ def headline(plan: Plan, phase: PhasePlan) -> str:
         return f"{name}: the candidate takes {amount} more energy {between} than the competent default: worse."
     amount = numbers.percent(saving.fraction, decimals)
     return f"{name}: a saving of {amount} {interval} over the competent default is not shown ({saving.evidence})."
+
+
+def unproven(phase: PhasePlan) -> str:
+    """Why there is no saving against the competent default, and what that default itself saves."""
+    if phase.candidate != phase.competent:
+        return "not compared with the competent default"
+    found, naive = "nothing tried looked better than the competent default", phase.saving(Baseline.NAIVE)
+    if naive is None or not naive.shown:
+        return found
+    decimals = numbers.decimals_for(naive.ci_low, naive.ci_high)
+    amount = f"{numbers.percent(naive.fraction, decimals)} less energy ({numbers.span(naive.ci_low, naive.ci_high)})"
+    return f"{found}, which takes {amount} than the naive default: {naive.label()}"
+
+
+def compared(phase: PhasePlan, baseline: Baseline) -> str:
+    """What a saving is against, and whose it is where a refused candidate and the plan differ."""
+    if phase.candidate == phase.setting:
+        return BASELINES[baseline]
+    return f"{'candidate' if baseline is Baseline.COMPETENT else 'plan'} against {BASELINES[baseline]}"
 
 
 def quality_clause(keep: Keep, change: Interval | None) -> str:
@@ -132,7 +149,10 @@ def notes(phase: PhasePlan) -> tuple[str, ...]:
                 told.setdefault(note.rstrip("."), []).append(label)
     found = [f"Against the {' and the '.join(labels)}: {note}." for note, labels in told.items()]
     if phase.candidate != phase.setting:
-        found.append(f"The savings are those of the candidate put to the proof ({phase.candidate}), which was refused.")
+        found.append(
+            f"The candidate put to the proof ({phase.candidate}) was refused, so the plan is the competent default; "
+            "a saving against the naive default is the plan's."
+        )
     return tuple(found)
 
 
@@ -201,7 +221,7 @@ def payback(plan: Plan, baseline: Baseline) -> str:
     if requests == 0:
         parts.append("before the first request, by the training alone")
     elif requests is not None:
-        parts.append(f"after {numbers.count(requests)} {plan.unit}s, one training run included")
+        parts.append(f"after {numbers.count(requests)} {numbers.several(plan.unit)}, one training run included")
     if lives is not None:
         parts.append(f"after {numbers.significant(lives, 2)} lifetimes")
     return f"Against the {label} the search pays for itself {', or '.join(parts)}."

@@ -12,6 +12,7 @@ requests of the split named in $NEGAWATT_SPLIT (or `{split}`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -128,27 +129,31 @@ class Command:
             "seed": state.seed,
             "split": str(split or ""),
             "python": sys.executable,
-        }  # fmt: skip
+        }
         with tempfile.TemporaryDirectory(prefix="negawatt-progress-") as folder:
             report = Path(folder) / "progress.jsonl"
             report.touch()
             text = spec.command.format_map({name: shlex.quote(str(value)) for name, value in values.items()})
             env = {name: template.format_map(values) for name, template in spec.env.items()}
             env |= {"NEGAWATT_PROGRESS": str(report), "NEGAWATT_SPLIT": str(split or "")}
+            # The shell outlives the stop signal, to wait for its program and pass its exit code on.
+            guard = f"trap : {spec.stop_signal.name[3:]}; " if spec.stop_signal else ""
             process = subprocess.Popen(
-                ["/bin/sh", "-c", text], cwd=self._root, env={**os.environ, **env}, stdin=subprocess.DEVNULL,
-                stdout=2, process_group=0,
+                ["/bin/sh", "-c", guard + text], cwd=self._root, env={**os.environ, **env},
+                stdin=subprocess.DEVNULL, stdout=2, process_group=0,
             )  # fmt: skip
             try:
                 yield from _follow(process, report, state)
             except GeneratorExit:  # stopped early: the command saves its model, and may report on it, before it ends
                 if spec.stop_signal is not None:
-                    _end(process, spec.stop_signal)
+                    _ask_to_end(process, spec.stop_signal)
                 for step, line in enumerate(_lines(report, 0)):
                     _progress(line, state, step)
+                if process.returncode:
+                    raise _failed(text, process.returncode) from None
                 raise
             finally:
-                _end(process, signal.SIGTERM)
+                _kill(process)
             if process.returncode:
                 raise _failed(text, process.returncode)
 
@@ -196,15 +201,19 @@ def _progress(raw: bytes, state: CommandState, step: int) -> Progress:
     return progress
 
 
-def _end(process: subprocess.Popen[bytes], sent: signal.Signals) -> None:
-    """Ask the command's process group to end, and make sure that it does."""
-    if process.poll() is None:
+def _ask_to_end(process: subprocess.Popen[bytes], sent: signal.Signals) -> None:
+    """Signal the whole process group, as a terminal would, and wait for the command to save and end."""
+    with contextlib.suppress(ProcessLookupError):  # it ended by itself in this moment
         os.killpg(process.pid, sent)
-        try:
-            process.wait(timeout=_GRACE_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # then it is killed
+        process.wait(timeout=_GRACE_S)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Make sure that nothing of the command's process group is left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _failed(text: str, code: int) -> WorkloadError:
@@ -300,6 +309,9 @@ def _knobs(path: Path, phase: Phase, tables: Any) -> list[Knob]:  # noqa: ANN401
                 "give default = ..., choices = [...], and perhaps competent",
             )
         competent = table.get("competent")
+        values = [table["default"], *table["choices"], *(competent or ())]
+        if not all(isinstance(value, str | int | float | bool) for value in values):
+            raise _malformed(path, f"[{phase}.knobs.{name}] has {table}", "use text, numbers and true/false as values")
         knobs.append(
             Knob(
                 name=name,
