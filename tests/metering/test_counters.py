@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ def test_a_wrap_changes_nothing(start: int, counts: list[int]) -> None:
     for count in counts:
         values.append(values[-1] + count)
     reads = [Count(time_s=float(i), count=value % RANGE) for i, value in enumerate(values)]
-    pieces_j = math.fsum(COUNTER.energy_j(a, b) for a, b in zip(reads, reads[1:], strict=False))
+    pieces_j = math.fsum(COUNTER.energy_j(a, b) for a, b in pairwise(reads))
     assert math.isclose(pieces_j, sum(counts) * 1e-6, rel_tol=1e-9)
     assert math.isclose(COUNTER.energy_j(reads[0], reads[-1]), pieces_j, rel_tol=1e-9)
 

@@ -176,15 +176,15 @@ def test_ctrl_c_in_a_window_leaves_no_thread() -> None:
     def interrupted() -> None:
         with meter.start():
             assert meter_threads()
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("by hand")
 
     def left_open() -> None:
         with meter:
             meter.start()
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("by hand")
 
     for block in (interrupted, left_open):
-        with pytest.raises(KeyboardInterrupt, match=""):
+        with pytest.raises(KeyboardInterrupt, match="by hand"):
             block()
         assert not meter_threads()
 
@@ -210,7 +210,7 @@ def test_a_sensor_that_vanishes_raises_at_stop() -> None:
     window = meter.start()
     clock.advance(3.0)
     for _ in range(2):
-        with pytest.raises(SensorError, match="fails from 2.0 s on") as caught:
+        with pytest.raises(SensorError, match=r"fails from 2\.0 s on") as caught:
             window.stop()
         assert all((caught.value.got, caught.value.why, caught.value.fix))
     assert window.time_s == 3.0

@@ -40,7 +40,7 @@ class CannotExecuteError(NegawattError):
 
 
 @contextmanager
-def held_signals() -> Iterator[set[signal.Signals]]:
+def held_signals() -> Iterator[set[int]]:
     """Hold back the signals that `run_child` hands on, and yield the signal mask that the command is to get.
 
     Enter it before any thread is started: a thread that does not hold them back would get them instead. Signals that
@@ -48,7 +48,7 @@ def held_signals() -> Iterator[set[signal.Signals]]:
     """
     # SIGCHLD may be inherited as ignored, and then children vanish without a status.
     old_child = signal.signal(signal.SIGCHLD, _noted)
-    before = {signal.Signals(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)}
+    before: set[int] = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)}
     try:
         yield before
     finally:
@@ -62,7 +62,7 @@ def _noted(_signum: int, _frame: object) -> None:
     """A handler makes the system keep SIGCHLD pending; it is fetched by waiting, not by this."""
 
 
-def run_child(argv: Sequence[str], mask: set[signal.Signals]) -> int:
+def run_child(argv: Sequence[str], mask: set[int]) -> int:
     """Run a command to its end, inside `held_signals`.
 
     Args:
@@ -77,8 +77,10 @@ def run_child(argv: Sequence[str], mask: set[signal.Signals]) -> int:
     """
     ignored = {s for s in _HELD if signal.getsignal(s) is signal.SIG_IGN}  # nohup, `&` in scripts
     default = (_HELD - ignored) | _IGNORED_BY_PYTHON
+    for early in (_FORWARDED - {signal.SIGWINCH} - ignored) & signal.sigpending():
+        end_like(early)  # before there is anybody to hand it to
     try:
-        pid = os.posix_spawnp(argv[0], argv, os.environ, setsigmask=mask, setsigdef=default)
+        pid = os.posix_spawnp(argv[0], list(argv), os.environ, setsigmask=mask, setsigdef=default)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CommandNotFoundError(
             f"{argv[0]}: command not found",
@@ -108,7 +110,7 @@ def _wait(pid: int) -> int:
 
 def _next_signal() -> tuple[int, bool]:
     """The next signal held back, and whether the terminal sent it."""
-    if sys.platform != "darwin":
+    if hasattr(signal, "sigwaitinfo"):
         info = signal.sigwaitinfo(_HELD)
         return info.si_signo, info.si_code > 0  # SI_KERNEL; what processes send has codes up to 0
     return signal.sigwait(_HELD), _in_foreground()
@@ -127,7 +129,11 @@ def _in_foreground() -> bool:
 
 
 def end_like(status: int) -> Never:
-    """End this process as a child with this status ended: the same exit code, or killed by the same signal."""
+    """End this process as a child ended: with the same exit code, or killed by the same signal.
+
+    Args:
+        status: of the child, in the form of os.waitpid; the number of a signal is that of a child killed by it.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BrokenPipeError, AttributeError):  # nobody reads it any more, or it was closed
             stream.flush()

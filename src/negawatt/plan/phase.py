@@ -210,8 +210,7 @@ class PhasePlanner:
         savings: list[Saving] = []
         setting = candidate
         if len(distinct) > 1:
-            blocks = self._run_blocks(distinct, deadline)
-            savings, setting = self._savings(blocks, distinct, arms)
+            savings, setting = self._savings(self._run_blocks(distinct, deadline), arms)
         plan = PhasePlan(
             phase=self._phase,
             naive=naive,
@@ -246,45 +245,32 @@ class PhasePlanner:
 
         return 2 * sum(run_s(setting) for setting in arms.values())
 
-    def _proof(self, names: Sequence[str]) -> Proof:
-        return Proof(
-            phase=self._phase, arms=tuple(names), keep=self._keep, max_slowdown=self._max_slowdown, seed=self._seed
+    def _run_blocks(self, arms: Mapping[str, Setting], deadline: float) -> Proof:
+        """Complete blocks until the proof or the time is over; the very first run is a warm-up and dropped."""
+        proof = Proof(
+            phase=self._phase, arms=tuple(arms), keep=self._keep, max_slowdown=self._max_slowdown, seed=self._seed
         )
-
-    def _run_blocks(self, arms: Mapping[str, Setting], deadline: float) -> list[list[tuple[str, Measurement]]]:
-        """Complete blocks, the first run of all being a warm-up that is dropped."""
-        proof = self._proof(tuple(arms))
-        blocks: list[list[tuple[str, Measurement]]] = []
         block_s = self._block_s(arms)
         while (order := proof.next_block()) is not None:
-            number = len(blocks)
+            number = proof.blocks
+            why = "the time budget ended; give more with --budget for a narrower interval"
             if time.monotonic() + block_s > deadline and number > 0:
-                self._left_out.append(
-                    NotMeasured(
-                        what=f"{self._phase}: proof blocks after {number}",
-                        why="the time budget ended; give more with --budget for a narrower interval",
-                    )
-                )
-                break
+                return self._cut_short(proof, why)
             began = time.monotonic()
             if number == 0:
                 self._proof_trial(arms, order[0], Role.WARMUP, -1)
             self._note(f"{self._phase}: proof, block {number + 1}")
             runs = [(arm, self._proof_trial(arms, arm, Role.PROOF, number)) for arm in order]
-            failed = [(arm, trial) for arm, trial in runs if trial.measurement is None]
-            if failed:
-                self._left_out.append(
-                    NotMeasured(
-                        what=f"{self._phase}: proof blocks after {number}",
-                        why=f"the {failed[0][0]} arm failed: {failed[0][1].error.message}",  # type: ignore[union-attr]
-                    )
-                )
-                break
-            block = [(arm, trial.measurement) for arm, trial in runs if trial.measurement is not None]
-            proof.tell(block)
-            blocks.append(block)
-            block_s = max(block_s if number == 0 else 0.0, time.monotonic() - began)
-        return blocks
+            for arm, trial in runs:
+                if trial.error is not None:
+                    return self._cut_short(proof, f"the {arm} arm failed: {trial.error.message}")
+            proof.tell([(arm, trial.measurement) for arm, trial in runs if trial.measurement is not None])
+            block_s = time.monotonic() - began if number else block_s
+        return proof
+
+    def _cut_short(self, proof: Proof, why: str) -> Proof:
+        self._left_out.append(NotMeasured(what=f"{self._phase}: proof blocks after {proof.blocks}", why=why))
+        return proof
 
     def _proof_trial(self, arms: Mapping[str, Setting], arm: str, role: Role, block: int) -> Trial:
         save_to = self._state_out / arm if self._state_out and role is Role.PROOF else None
@@ -298,32 +284,21 @@ class PhasePlanner:
             save_to=save_to,
         )
 
-    def _savings(
-        self, blocks: list[list[tuple[str, Measurement]]], distinct: Mapping[str, Setting], arms: dict[str, Setting]
-    ) -> tuple[list[Saving], Setting]:
-        """A saving per baseline, and the setting to use: the candidate if it was shown to be better, else the
-        competent default, whose own saving against the naive default is then stated.
-        """  # noqa: D205 -- one thought
-        competent = str(Baseline.COMPETENT)
-        proof = self._judge(blocks, tuple(distinct), {})
-        savings = [proof.saving(Baseline(name)) for name in distinct if name != PLAN]
-        if competent not in distinct or savings[0].shown:
-            return savings, arms[PLAN]
-        if str(Baseline.NAIVE) in distinct:
-            relabelled = self._judge(blocks, (PLAN, str(Baseline.NAIVE)), {competent: PLAN})
-            savings[1:] = [relabelled.saving(Baseline.NAIVE)]
-        return savings, arms[competent]
+    def _savings(self, proof: Proof, arms: dict[str, Setting]) -> tuple[list[Saving], Setting]:
+        """A saving per baseline that was run, and the setting to use.
 
-    def _judge(
-        self, blocks: list[list[tuple[str, Measurement]]], names: Sequence[str], rename: Mapping[str, str]
-    ) -> Proof:
-        """A proof over blocks that were run, with an arm put in the plan's place."""
-        proof = self._proof(names)
-        for block in blocks:
-            kept = [(rename.get(arm, arm), m) for arm, m in block if not (rename and arm == PLAN)]
-            proof.tell([(arm, m) for arm, m in kept if arm in names])
+        That is the candidate if it was shown to be better than the competent default. Else it is the competent default,
+        and its own saving against the naive one is stated.
+        """
         proof.stop_now()
-        return proof
+        if proof.blocks < 2:
+            return [], arms[str(Baseline.COMPETENT)]
+        against = [baseline for baseline in (Baseline.COMPETENT, Baseline.NAIVE) if baseline in proof.arms]
+        headline = proof.saving(against[0])
+        if against[0] is Baseline.NAIVE or headline.shown:
+            return [headline, *(proof.saving(baseline) for baseline in against[1:])], arms[PLAN]
+        fallback = [proof.saving(baseline, of=str(Baseline.COMPETENT)) for baseline in against[1:]]
+        return [headline, *fallback], arms[str(Baseline.COMPETENT)]
 
     def _state(self, setting: Setting, distinct: Mapping[str, Setting]) -> Path | None:
         """A model trained under the plan's setting; one more run if the proof left none."""

@@ -197,8 +197,8 @@ class LeverContract:
     def test_choices_are_deterministic(self) -> None:
         """Asked twice, and made twice, the lever offers the same choices in the same order."""
         lever, workload, choices = self.bound()
-        assert list(lever.choices(workload)) == choices
-        assert self.bound()[2] == choices
+        assert list(lever.choices(workload)) == choices, "asked twice, the lever offers other choices"
+        assert self.bound()[2] == choices, "made anew, the lever offers other choices"
 
     def test_applying_restores_on_normal_exit(self) -> None:
         """After the block, the host and the user's object are as found; inside it, a Workload of the same kind."""
@@ -336,8 +336,9 @@ class WorkloadContract:
         state = self._trained(target, workload)
         with tempfile.TemporaryDirectory() as folder:
             target.save(state, Path(folder))
-            again = target.evaluate(target.load(Path(folder)), Split.SELECTION)
-        assert math.isclose(again, target.evaluate(state, Split.SELECTION), rel_tol=1e-6, abs_tol=1e-9)
+            loaded = target.evaluate(target.load(Path(folder)), Split.SELECTION)
+        saved = target.evaluate(state, Split.SELECTION)
+        assert math.isclose(loaded, saved, rel_tol=1e-6, abs_tol=1e-9), f"saved at {saved}, loaded at {loaded}"
 
     def test_inference_answers_and_scores(self) -> None:
         """Requests of the selection and report splits are answered in batches and scored with a finite number."""

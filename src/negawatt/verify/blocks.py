@@ -15,9 +15,3 @@ def block_order(arms: Sequence[str], rng: random.Random) -> tuple[str, ...]:
     first = list(arms)
     rng.shuffle(first)
     return (*first, *reversed(first))
-
-
-def mirrored(order: Sequence[str]) -> bool:
-    """Whether an order is one that `block_order` can give: each arm twice, the second half the reverse of the first."""
-    half = len(order) // 2
-    return tuple(order) == tuple(reversed(order)) and len(set(order)) == half == len(order) / 2 > 0

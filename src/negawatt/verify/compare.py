@@ -1,8 +1,8 @@
 """Compare: two arms over their blocks, as intervals of the log ratio of what they used per unit of work.
 
 One block gives one number, because the runs in it share the state of the machine: n counts blocks, never runs or
-samples. For a block, r = mean ln(e_base) - mean ln(e_arm); over blocks the interval of r is mean ± t(n - 1) s / sqrt(n),
-and the saving is F = 1 - exp(-r) (Student 1908; Box, Hunter and Hunter, Statistics for Experimenters, ch. 3).
+samples. For a block, r = mean ln(e_base) - mean ln(e_arm). Over blocks the interval of r is mean ± t(n - 1) s / sqrt(n)
+(Student, Biometrika 6 (1908) 1), and the saving is F = 1 - exp(-r).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from negawatt.core.errors import ScopeMismatchError
 from negawatt.core.measurement import Measurement
 from negawatt.core.reading import Source, weakest
 from negawatt.core.saving import Interval
@@ -24,7 +23,7 @@ _LOG_LIMIT = 700.0  # exp() of more overflows; a ratio of e^700 is "unknown" in 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """The runs of two arms, block by block.
+    """The runs of two arms, block by block, all of the same scopes and with equally many corners.
 
     Attributes:
         arm: runs of the setting that is judged, one tuple per block.
@@ -55,19 +54,8 @@ class Comparison:
         return self._saving(lambda m: m.energy_per_work_j)
 
     def corners(self) -> tuple[Interval, ...]:
-        """The saving at each corner of the power model's parameter range; empty if all energy was measured.
-
-        Raises:
-            ScopeMismatchError: if two runs have different numbers of corners.
-        """
-        counts = sorted({len(m.corner_energies_j()) for m in self._runs()})
-        if len(counts) > 1:
-            raise ScopeMismatchError(
-                f"runs priced at {' and '.join(map(str, counts))} corners of a power model",
-                "the saving at one corner needs both sides at that corner",
-                "measure both sides in one session with the same sensors (`negawatt doctor` lists them)",
-            )
-        return tuple(self._saving(_corner(i)) for i in range(counts[0]))
+        """The saving at each corner of the power model's parameter range; empty if all energy was measured."""
+        return tuple(self._saving(_corner(i)) for i in range(len(self.arm[0][0].corner_energies_j())))
 
     def has_range(self) -> bool:
         """Whether every energy that was not measured is priced over a range."""

@@ -34,13 +34,13 @@ class Terms:
     max_slowdown: float | None = None  # fraction
 
 
-def judge(compared: Comparison, terms: Terms, timed: Comparison | None = None) -> Saving:
+def judge(compared: Comparison, terms: Terms, timed: Comparison | None) -> Saving:
     """The saving and its verdict.
 
     Args:
         compared: the arm beside the baseline of `terms`.
         terms: what was promised.
-        timed: the arm beside the baseline that `max_slowdown` refers to; default: `compared`.
+        timed: the arm beside the baseline that `max_slowdown` refers to; None: the arm is that baseline.
     """
     energy, corners = compared.energy(), compared.corners()
     measured = compared.evidence.measured
@@ -53,7 +53,7 @@ def judge(compared: Comparison, terms: Terms, timed: Comparison | None = None) -
             *([] if enough else [f"Only {compared.n} blocks were run; at least {MIN_BLOCKS} are needed."]),
             *_energy_reasons(energy, corners, compared),
             *_quality_reasons(compared, terms),
-            *_slowdown_reasons(timed or compared, terms),
+            *_slowdown_reasons(timed, terms),
         ]
         shown = Verdict.VERIFIED if measured else Verdict.INDICATIVE
         verdict = Verdict.NOT_SHOWN if reasons else shown
@@ -127,14 +127,14 @@ def _quality_reasons(compared: Comparison, terms: Terms) -> list[str]:
     limit = lower_limit(changes, compared.alpha_fraction)
     if limit >= -keep.margin - _ROUNDING * max(abs(x) for x in (*arm, *base)):
         return []
-    return [
-        f"The {keep.metric} could be {-limit:.4g} lower than with the {terms.against} baseline; {keep.margin:.4g} was "
-        f"allowed ({compared.n} blocks)."
-    ]
+    lost = f"The {keep.metric} could be {-limit:.4g} lower than with the {terms.against} baseline"
+    return [f"{lost}; {keep.margin:.4g} was allowed ({compared.n} blocks)."]
 
 
-def _slowdown_reasons(timed: Comparison, terms: Terms) -> list[str]:
+def _slowdown_reasons(timed: Comparison | None, terms: Terms) -> list[str]:
+    if timed is None or terms.max_slowdown is None:
+        return []
     slower = timed.slowdown().value
-    if terms.max_slowdown is None or slower <= terms.max_slowdown:
+    if slower <= terms.max_slowdown:
         return []
     return [f"It took {slower:.1%} more time per unit of work; {terms.max_slowdown:.1%} was allowed."]

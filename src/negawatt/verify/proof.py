@@ -12,16 +12,15 @@ of the look at which the proof stopped, so verdict and interval never disagree.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 
-from negawatt.core.errors import NegawattError, SensorError, UsageError
+from negawatt.core.errors import NegawattError, ScopeMismatchError, SensorError, UsageError
 from negawatt.core.front import comparable
 from negawatt.core.measurement import Measurement
 from negawatt.core.plan import Keep
 from negawatt.core.saving import Baseline, Saving, Verdict
 from negawatt.core.workload import Phase
-from negawatt.verify.blocks import block_order, mirrored
+from negawatt.verify.blocks import block_order
 from negawatt.verify.compare import Comparison, Runs
 from negawatt.verify.judge import CONFIDENCE_FRACTION, MIN_BLOCKS, Terms, judge
 
@@ -90,6 +89,11 @@ class Proof:
         self._final = False
 
     @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms of every block."""
+        return self._arms
+
+    @property
     def blocks(self) -> int:
         """Blocks told so far."""
         return len(self._blocks)
@@ -104,18 +108,17 @@ class Proof:
         return block_order(self._arms, random.Random(f"{self._seed}/{len(self._blocks)}"))
 
     def tell(self, block: Block) -> None:
-        """Add a complete block, its runs in the order in which they were made.
+        """Add the block that `next_block` gave, its runs in that order.
 
         Raises:
-            UsageError: if it is not a block of these arms, or the final analysis has been made.
-            ScopeMismatchError: if it measured something else than the runs before.
+            UsageError: if it is another block, or the proof is over.
+            ScopeMismatchError: if it measured something else than the runs before, or at other corners.
             SensorError: if a run has no energy.
         """
         self._check(block)
         self._first = self._first or block[0][1]
         self._blocks.append({arm: tuple(m for name, m in block if name == arm) for arm in self._arms})
-        n = len(self._blocks)
-        self._alpha, self._decided = None, False
+        n, self._alpha = len(self._blocks), None
         if n == self._max_blocks:
             self.stop_now()
         elif n in self._looks:
@@ -165,7 +168,7 @@ class Proof:
             )
         limit = Baseline.COMPETENT if Baseline.COMPETENT in self._arms else against
         terms = Terms(phase=self._phase, against=against, keep=self._keep, max_slowdown=self._max_slowdown)
-        return judge(self._pair(of, against), terms, None if of == str(limit) else self._pair(of, limit))
+        return judge(self._pair(of, against), terms, None if of == limit else self._pair(of, limit))
 
     def _pair(self, arm: str, base: str) -> Comparison:
         return Comparison(
@@ -175,21 +178,29 @@ class Proof:
         )
 
     def _check(self, block: Block) -> None:
-        order = [arm for arm, _ in block]
-        if self._final or not mirrored(order) or set(order) != set(self._arms):
-            got = "a block after the final analysis" if self._final else f"a block {' '.join(order) or '(empty)'}"
+        order, asked = tuple(arm for arm, _ in block), self.next_block()
+        if order != asked:
             raise UsageError(
-                got,
-                "drift cancels only in complete mirrored blocks that were planned before the analysis",
-                "run the arms that next_block() gives, in that order, and tell them all together",
+                f"a block {' '.join(order) or '(empty)'}",
+                "drift cancels in complete mirrored blocks only, and blocks beyond the last look would be a new look",
+                f"tell the runs of {' '.join(asked)}, in that order"
+                if asked
+                else "the proof is over: ask for saving()",
             )
-        runs = [m for _, m in block]
-        comparable([self._first, *runs] if self._first else runs)
+        runs = [*([self._first] if self._first else []), *(m for _, m in block)]
+        comparable(runs)
+        corners = sorted({len(m.corner_energies_j()) for m in runs})
+        if len(corners) > 1:
+            raise ScopeMismatchError(
+                f"runs priced at {' and '.join(map(str, corners))} corners of a power model",
+                "the saving at one corner needs both sides at that corner",
+                "measure both sides in one session with the same sensors (`negawatt doctor` lists them)",
+            )
         for arm, m in block:
             least_j = min((m.energy_j, *m.corner_energies_j()))
             if least_j <= 0:
                 raise SensorError(
-                    f"{Counter(order)[arm]} runs of the {arm} arm, one with {least_j:g} J in {m.time_s:.3g} s",
+                    f"a run of the {arm} arm with {least_j:g} J in {m.time_s:.3g} s",
                     "a ratio to no energy means nothing",
                     "make each run longer, so that its sensor counts something",
                 )

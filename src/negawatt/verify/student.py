@@ -7,12 +7,14 @@ this one against scipy.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 _TINY = 1e-300
 _EPSILON = 1e-15
 _MAX_TERMS = 100_000
 
 
+@lru_cache(maxsize=256)
 def t_quantile(cumulative: float, df: float) -> float:
     """The t below which a share `cumulative` of Student's t distribution lies.
 

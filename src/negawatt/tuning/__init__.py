@@ -1,0 +1,1 @@
+"""Search over numbers, by ask and tell. Standard library only; runs nothing itself."""
