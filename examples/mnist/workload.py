@@ -18,8 +18,8 @@ from sklearn.neural_network import MLPClassifier
 from negawatt import Knob, Phase, Progress, Split
 
 EPOCHS = 8
-TRAIN = 3000
-EVALUATION = {Split.CALIBRATION: slice(3000, 3500), Split.SELECTION: slice(3500, 4000), Split.REPORT: slice(4000, 5000)}
+TRAIN = 2000
+EVALUATION = {Split.CALIBRATION: slice(2000, 2500), Split.SELECTION: slice(2500, 3500), Split.REPORT: slice(3500, 5000)}
 
 
 class Mnist:
@@ -29,7 +29,7 @@ class Mnist:
     unit = "image"
     quality = "accuracy"
     knobs = (
-        Knob(name="batch_size", phase=Phase.TRAIN, default=200, choices=(64, 100, 200, 400)),
+        Knob(name="batch_size", phase=Phase.TRAIN, default=200, choices=(50, 100, 200)),
         Knob(name="precision", phase=Phase.TRAIN, default="float64", choices=("float64", "float32")),
         Knob(name="batch_size", phase=Phase.INFER, default=1, choices=(1, 8, 32, 128)),
         Knob(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import pytest
 
@@ -34,7 +35,7 @@ until = time.monotonic() + 30
 while time.monotonic() < until:
     time.sleep(0.02)
     if seen and until > time.monotonic() + 1:
-        until = time.monotonic() + 0.4
+        until = time.monotonic() + 0.2
 print("seen", *seen, flush=True)
 sys.exit(40 + len(seen))
 """
@@ -118,12 +119,10 @@ def test_signals_without_a_handler_kill_both(signum):
 
 def test_a_stopped_command_is_waited_for():
     """A command that is stopped and continued goes on to its own end."""
-    process = started("sh", "-c", "echo ready; kill -STOP $$; exit 7")
-    child = int(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, check=True).stdout)
-    while " T " not in (stat := open(f"/proc/{child}/stat").read()):
+    process = started("sh", "-c", "echo ready; echo $$; kill -STOP $$; exit 7")
+    child = int(process.stdout.readline())
+    while " T " not in Path(f"/proc/{child}/stat").read_text():
         time.sleep(0.01)
-    assert stat
-    time.sleep(0.1)
     assert process.poll() is None
     os.kill(child, signal.SIGCONT)
     process.communicate(timeout=30)
@@ -146,8 +145,9 @@ def test_a_background_process_does_not_hold_it_up(tmp_path):
 @pytest.mark.parametrize("ignored", [(), (signal.SIGHUP, signal.SIGINT), (signal.SIGCHLD,)])
 def test_the_command_inherits_the_same_state(ignored):
     """Signal mask, ignored signals, process group, environment and open files are those of a command run alone."""
-    probe = "grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status; ps -o pgid= $$ | tr -d ' '; ls /proc/self/fd; env | sort"
-    script = ["sh", "-c", probe.replace("env | sort", "env | grep -v ^_= | sort")]
+    # glibc's posix_spawn ignores its own two internal signals (32, 33), which nobody can send or handle.
+    signals = "grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status | sed 's/000000018/000000000/'"
+    script = ["sh", "-c", f"{signals}; cut -d' ' -f5 /proc/self/stat; ls /proc/self/fd; env | grep -v ^_= | sort"]
 
     def prepare():
         for signum in ignored:
@@ -156,8 +156,9 @@ def test_the_command_inherits_the_same_state(ignored):
 
     def lines(argv):
         process = subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=prepare, process_group=0
-        )
+            argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, process_group=0,
+            preexec_fn=prepare,  # noqa: PLW1509 -- no threads here
+        )  # fmt: skip
         out, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         return ["GROUP" if line == str(process.pid) else line for line in out.splitlines()]
@@ -252,7 +253,9 @@ def test_nobody_reading_stderr_keeps_the_exit_code(ledger_path):
 def test_no_meter_runs_nothing(tmp_path):
     """A sensor that is not here exits with 3, and the command is not run."""
     mark = tmp_path / "mark"
-    ended = subprocess.run([*ENTRY, "run", "--sensor", "nvidia", "--", "touch", str(mark)], stderr=subprocess.PIPE)
+    ended = subprocess.run(
+        [*ENTRY, "run", "--sensor", "nvidia", "--", "touch", str(mark)], capture_output=True, check=False
+    )
     assert ended.returncode == 3
     assert b"what to do" in ended.stderr
     assert not mark.exists()
@@ -378,7 +381,7 @@ class Terminal:
 @pytest.mark.parametrize("entry", [ENTRY[2], "import signal; del signal.sigwaitinfo; " + ENTRY[2]])
 @pytest.mark.parametrize(("key", "signum"), [(b"\x03", signal.SIGINT), (b"\x1c", signal.SIGQUIT)])
 def test_a_key_of_the_terminal_reaches_the_command_once(entry, key, signum):
-    """Ctrl-C and Ctrl-\\ at a terminal give the command exactly one signal, and its handler's exit code passes."""
+    """Ctrl-C and Ctrl-backslash at a terminal give the command exactly one signal; its exit code passes."""
     command = [sys.executable, "-c", COUNT_SIGNALS]
     terminal = Terminal([sys.executable, "-c", entry, "run", "--", *command])
     terminal.wait_for("ready")

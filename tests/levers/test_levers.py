@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from negawatt.testing.contracts import LeverContract
 
 from negawatt.core.host import Host
 from negawatt.core.lever import Choice
 from negawatt.core.workload import Knob, Phase, Progress, Split, Workload
 from negawatt.levers import batch_size, early_stopping, precision, runtime, threads
+from negawatt.testing.contracts import LeverContract
 
 
 class Toy:

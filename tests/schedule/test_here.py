@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from negawatt.testing.contracts import PlacementContract
 
 from negawatt.core.errors import UsageError
 from negawatt.core.placement import Declared, Job, PlacementChoice, Site
 from negawatt.core.reading import Source
 from negawatt.schedule.here import placement
+from negawatt.testing.contracts import PlacementContract
 
 KNOWN = Site(
     name="known",

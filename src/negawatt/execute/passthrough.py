@@ -81,9 +81,9 @@ def run_child(argv: Sequence[str], mask: set[int]) -> int:
         end_like(early)  # before there is anybody to hand it to
     try:
         pid = os.posix_spawnp(argv[0], list(argv), os.environ, setsigmask=mask, setsigdef=default)
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: an empty name
         raise CommandNotFoundError(
-            f"{argv[0]}: command not found",
+            f"{argv[0] or repr(argv[0])}: command not found",
             "nothing was run and nothing measured",
             f"check the spelling and PATH, or a script's first line (`#!...`): `command -v {argv[0]}`",
         ) from error

@@ -172,7 +172,9 @@ class PhasePlanner:
                 in_space = all(c in space[c.lever] for c in trial.setting.choices)
                 if in_space:
                     known[point(trial.setting)] = score(trial)
-        tuner = CoordinateSearch(sizes=tuple(len(c) for c in space.values()), start=point(start), known=known)
+        tuner = CoordinateSearch(
+            sizes=tuple(len(c) for c in space.values()), start=point(start), known=known, finalists=2
+        )
         asked: dict[tuple[int, ...], int] = dict.fromkeys(known, 1)
         while time.monotonic() < until and (ask := tuner.ask()) is not None:
             repeat = asked.get(ask, 0)

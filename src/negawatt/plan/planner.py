@@ -55,7 +55,7 @@ def make_plan(request: Request, ledger: Ledger, watch: Callable[[Event], None], 
     began = time.monotonic()
     deadline = began + request.budget_s
     campaign = _campaign(request, host)
-    request.out.mkdir(parents=True, exist_ok=True)
+    _make_folder(request.out)
     setup = Setup(
         path=request.path, levers=request.levers, sensors=request.sensors, quality_bound=request.promise.bound
     )
@@ -82,6 +82,17 @@ def make_plan(request: Request, ledger: Ledger, watch: Callable[[Event], None], 
     plan = _assemble(request, ready, keep, host, results, bench.trials, search_j, search_time_s)
     ledger.append("plan", to_json(plan), workload=ready.name, campaign=campaign, energy_j=search_j, source="")
     return plan
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "workload.log").touch()
+    except OSError as error:
+        raise UsageError(
+            f"--out {out}: {error.strerror}", "plan.json, the report and the workload's output go there",
+            "name a folder that you may write to",
+        ) from None  # fmt: skip
 
 
 def _campaign(request: Request, host: Host) -> str:

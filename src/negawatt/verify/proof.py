@@ -30,6 +30,8 @@ LOOKS = (4, 6, 8)
 """Blocks after which the proof may stop early."""
 INTERIM_ALPHA = 0.0005
 """Probability with which the interval of one interim look may miss."""
+MAX_LOOKS = 20
+"""More would leave the final look less than 4 %."""
 
 Block = Sequence[tuple[str, Measurement]]
 
@@ -42,7 +44,7 @@ class Proof:
         arms: "plan" and the names of the baselines. The competent one, if there, decides when to stop.
         keep: the quality to keep, fixed now.
         max_blocks: blocks after which the final analysis is made.
-        looks: numbers of blocks after which to look before, increasing, each at least 3.
+        looks: numbers of blocks after which to look before that.
         seed: of the order of the runs.
         max_slowdown: largest accepted increase of time per work over the competent default, as a fraction; None: any.
 
@@ -68,11 +70,12 @@ class Proof:
                 "a saving is that of the plan against a baseline",
                 f"give {PLAN!r} and one or both of {', '.join(repr(str(b)) for b in Baseline)}, each once",
             )
-        if max_blocks < 1 or list(looks) != sorted(set(looks)) or min(looks, default=MIN_BLOCKS) < MIN_BLOCKS:
+        in_order = list(looks) == sorted(set(looks)) and min(looks, default=MIN_BLOCKS) >= MIN_BLOCKS
+        if max_blocks < 1 or not in_order or len(looks) > MAX_LOOKS:
             raise UsageError(
                 f"looks after {', '.join(map(str, looks))} of {max_blocks} blocks",
                 "looks are fixed before the first run and share out one error probability",
-                f"give increasing numbers of blocks from {MIN_BLOCKS} on",
+                f"give at most {MAX_LOOKS} increasing numbers of blocks, from {MIN_BLOCKS} on",
             )
         self._phase = phase
         self._arms = tuple(arms)
