@@ -37,7 +37,7 @@ def test_an_example_is_planned(tmp_path, path, needs, phases, keep, quality):
     assert "failed (" not in done.stderr
     plan = json.loads((tmp_path / "negawatt-plan/plan.json").read_text())
     assert [phase["phase"] for phase in plan["phases"]] == phases
-    naive = [t for t in plan["trials"] if t["role"] == "search"][0]
+    naive = next(t for t in plan["trials"] if t["role"] == "search")
     assert naive["measurement"]["quality"] >= quality
     levers = {c["lever"] for t in plan["trials"] for c in t["setting"]["choices"] if not c["naive"]}
     assert levers, "nothing but the default was tried"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,21 @@ def ledger_path(tmp_path, monkeypatch):
     return tmp_path / "state" / "ledger.sqlite"
 
 
+@pytest.fixture
+def started():
+    """Start a program and wait for its first line; one that a failed test leaves behind is killed."""
+    with ExitStack() as stack:
+
+        def start(argv, **options):
+            options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+            process = stack.enter_context(subprocess.Popen(argv, **options))
+            stack.callback(process.kill)  # no effect on a process that was waited for
+            assert process.stdout.readline() == "ready\n"
+            return process
+
+        yield start
+
+
 def records(path):
     with Ledger.open(path) as ledger:
         return ledger.records(kind="run")
@@ -54,13 +70,6 @@ def records(path):
 
 def run(*argv, **options):
     return subprocess.run([*RUN, *argv], capture_output=True, check=False, timeout=60, **options)
-
-
-def started(*argv, **options):
-    """A child under negawatt that has printed its first line."""
-    process = subprocess.Popen([*RUN, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-    assert process.stdout.readline() == "ready\n"
-    return process
 
 
 def test_stdout_and_stdin_pass_byte_for_byte(tmp_path):
@@ -97,9 +106,9 @@ def test_death_by_signal_passes(name, ledger_path, tmp_path):
 
 
 @pytest.mark.parametrize("signum", [*SIGNALS, signal.SIGWINCH])
-def test_signals_are_handed_on_once(signum):
+def test_signals_are_handed_on_once(started, signum):
     """A signal sent to negawatt reaches the command's handler exactly once, and the handler's exit code passes."""
-    process = started(sys.executable, "-c", COUNT_SIGNALS)
+    process = started([*RUN, sys.executable, "-c", COUNT_SIGNALS])
     process.send_signal(signum)
     out, err = process.communicate(timeout=30)
     assert out == f"seen {int(signum)}\n"
@@ -108,18 +117,18 @@ def test_signals_are_handed_on_once(signum):
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
-def test_signals_without_a_handler_kill_both(signum):
+def test_signals_without_a_handler_kill_both(started, signum):
     """A signal that the command does not handle ends it and negawatt alike, after the summary."""
-    process = started("sh", "-c", "echo ready; exec sleep 30")
+    process = started([*RUN, "sh", "-c", "echo ready; exec sleep 30"])
     process.send_signal(signum)
     _, err = process.communicate(timeout=30)
     assert process.returncode == -signum
     assert f"killed by {signum.name}" in err
 
 
-def test_a_stopped_command_is_waited_for():
+def test_a_stopped_command_is_waited_for(started):
     """A command that is stopped and continued goes on to its own end."""
-    process = started("sh", "-c", "echo ready; echo $$; kill -STOP $$; exit 7")
+    process = started([*RUN, "sh", "-c", "echo ready; echo $$; kill -STOP $$; exit 7"])
     child = int(process.stdout.readline())
     while " T " not in Path(f"/proc/{child}/stat").read_text():
         time.sleep(0.01)
@@ -332,14 +341,11 @@ def test_a_signal_before_the_start_prevents_it(tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_signals_are_handed_on_without_sigwaitinfo(signum):
+def test_signals_are_handed_on_without_sigwaitinfo(started, signum):
     """Where the system does not tell who sent a signal (macOS), signals from other processes are handed on as well."""
     code = "import signal; del signal.sigwaitinfo; " + ENTRY[2]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "run", "--", sys.executable, "-c", COUNT_SIGNALS],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout.readline() == "ready\n"
+    argv = [sys.executable, "-c", code, "run", "--", sys.executable, "-c", COUNT_SIGNALS]
+    process = started(argv, stderr=subprocess.DEVNULL, start_new_session=True)
     process.send_signal(signum)
     assert process.communicate(timeout=30)[0] == f"seen {int(signum)}\n"
     assert process.returncode == 41

@@ -24,9 +24,6 @@ class TestHere(PlacementContract):
     def make(self):
         return placement
 
-    def job(self):
-        return JOB
-
 
 def test_one_kwh_at_pue_1_5():
     """1 kWh of IT energy at PUE 1.5, 400 g/kWh and 0.20 EUR/kWh is 1.5 kWh, 600 g and 0.30 EUR."""

@@ -155,7 +155,8 @@ class _Progress:
             line = f"{energy(m.energy_per_work_j)}, {duration(m.time_per_work_s)}, quality {m.quality:.4g}"
         else:
             line = f"failed ({error.kind}): {error.message.splitlines()[0]}" if error else ""
-        self._console.print(f"  {event.trial.phase} {event.trial.role}: {event.setting}: {line}", markup=False, soft_wrap=True)
+        what = f"  {event.trial.phase} {event.trial.role}: {event.setting}"
+        self._console.print(f"{what}: {line}", markup=False, soft_wrap=True)
 
     def _show(self, step: str) -> None:
         left_s = max(0.0, self._end_s - time.monotonic())

@@ -1,7 +1,7 @@
 """Passthrough: run a user's command so that nobody can tell negawatt from the command itself.
 
-The command inherits stdin, stdout, stderr, environment, process group, signal mask and ignored signals. Signals sent to
-negawatt are handed on, and negawatt ends as the command ended.
+The command inherits stdin, stdout, stderr, environment, process group, signal mask and ignored signals (but SIGCHLD).
+Signals sent to negawatt are handed on, and negawatt ends as the command ended.
 """
 
 from __future__ import annotations

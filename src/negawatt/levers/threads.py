@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import final
 
 from negawatt.core.host import Host
@@ -40,7 +39,7 @@ class Threads:
             knob = workload.knob(phase, "threads")
             if knob is not None:
                 chosen += knob_choices(self.info.name, knob)
-            elif workload.in_process and find_spec("threadpoolctl"):
+            elif workload.in_process and _pools_can_be_limited():
                 chosen += self._pool_choices(phase)
         return chosen
 
@@ -76,6 +75,15 @@ def _torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _pools_can_be_limited() -> bool:
+    """Whether threadpoolctl is there; its import, which sets environment variables, is done before any trial."""
+    try:
+        import threadpoolctl  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _usable_cpus() -> int:

@@ -98,7 +98,7 @@ class Command:
 
     def load(self, path: Path) -> CommandState:
         """A model folder on disk."""
-        return CommandState(folder=path, seed=0)
+        return CommandState(folder=path.resolve(), seed=0)  # commands run in another folder
 
     def replay(self, params: Params, state: CommandState | None, split: Split) -> Iterator[Progress]:
         """Run the inference command once; its last progress carries the quality on `split`."""

@@ -47,7 +47,8 @@ def judge(compared: Comparison, terms: Terms, timed: Comparison | None) -> Savin
     enough = compared.n >= MIN_BLOCKS
     if enough and all(i.high < 0 for i in (energy, *corners)) and (measured or corners):
         verdict = Verdict.WORSE
-        reasons = [f"It used {-energy.value:.1%} more energy per unit of work ({_span(energy)}, {compared.n} blocks)."]
+        span = f"{-energy.high:.1%} to {-energy.low:.1%}"
+        reasons = [f"It used {-energy.value:.1%} more energy per unit of work ({span}, {compared.n} blocks)."]
     else:
         reasons = [
             *([] if enough else [f"Only {compared.n} blocks were run; at least {MIN_BLOCKS} are needed."]),
@@ -102,10 +103,8 @@ def _energy_reasons(energy: Interval, corners: tuple[Interval, ...], compared: C
     elif energy.high < 0 and corners:
         i, best = max(enumerate(corners), key=lambda pair: pair[1].high)
         if best.high >= 0:
-            reasons.append(
-                f"It seems to cost energy ({_span(energy)}), but not at corner {i + 1} of {len(corners)} of the power "
-                f"model's parameter range ({_span(best)})."
-            )
+            corner = f"corner {i + 1} of {len(corners)} of the power model's parameter range ({_span(best)})"
+            reasons.append(f"It seems to cost {-energy.value:.1%} more energy, but not at {corner}.")
     return reasons
 
 
