@@ -25,12 +25,14 @@ class Terms:
         phase: the phase.
         against: the baseline.
         keep: the quality to keep.
+        quality_alpha_fraction: probability with which the one-sided limit of the quality may miss at this look.
         max_slowdown: largest accepted increase of time per work, as a fraction; None: any.
     """
 
     phase: Phase
     against: Baseline
     keep: Keep
+    quality_alpha_fraction: float
     max_slowdown: float | None = None  # fraction
 
 
@@ -116,14 +118,14 @@ def _quality_reasons(compared: Comparison, terms: Terms) -> list[str]:
         side = "the setting" if arm is None else f"the {terms.against} baseline"
         return [f"No {keep.metric} was reported by every run of {side}, so nothing says that it was kept."]
     if keep.bound is not None:
-        limit, least = lower_limit(arm, compared.alpha_fraction), keep.bound
+        limit, least = lower_limit(arm, terms.quality_alpha_fraction), keep.bound
         if limit >= least - _ROUNDING * abs(least):
             return []
         return [
             f"The {keep.metric} could be as low as {limit:.4g}, below the {least:.4g} to keep ({compared.n} blocks)."
         ]
     changes = [a - b for a, b in zip(arm, base, strict=True)]
-    limit = lower_limit(changes, compared.alpha_fraction)
+    limit = lower_limit(changes, terms.quality_alpha_fraction)
     if limit >= -keep.margin - _ROUNDING * max(abs(x) for x in (*arm, *base)):
         return []
     lost = f"The {keep.metric} could be {-limit:.4g} lower than with the {terms.against} baseline"
