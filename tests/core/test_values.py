@@ -20,7 +20,7 @@ from negawatt.core.errors import (
 )
 from negawatt.core.lever import Choice, Setting
 from negawatt.core.measurement import Measurement
-from negawatt.core.plan import Lifetime, Plan
+from negawatt.core.plan import Lifetime, PhasePlan, Plan
 from negawatt.core.reading import Reading, Source
 from negawatt.core.saving import Baseline, Saving, Verdict
 from negawatt.core.workload import Knob, Phase, Workload
@@ -195,3 +195,46 @@ def test_the_source_of_a_measurement_is_its_weakest() -> None:
     m = Measurement(readings=tuple(readings), time_s=1.0, work_units=1.0)
     assert m.source is Source.ESTIMATED
     assert m.scopes == ("cpu:0", "host/fans")
+
+
+def phase_plan(phase: Phase, saving: Saving | None) -> PhasePlan:
+    """A phase whose plan differs from both baselines, with a saving against the competent one."""
+    naive, competent, best = (
+        Setting.of(phase, [Choice(lever="runtime", phase=phase, value=value)]) for value in ("a", "b", "c")
+    )
+    savings = () if saving is None else (saving,)
+    return PhasePlan(
+        phase=phase, naive=naive, competent=competent, setting=best, savings=savings, candidate=best, steps=(best,)
+    )
+
+
+def phase_saving(phase: Phase, low: float, value: float, high: float, verdict: Verdict) -> Saving:
+    """A saving against the competent default, on counters."""
+    return Saving(
+        phase=phase, against=Baseline.COMPETENT, fraction=value, ci_low=low, ci_high=high, level_fraction=0.95, n=4,
+        evidence=Source.COUNTER, verdict=verdict,
+    )  # fmt: skip
+
+
+def test_lifetime_interval_by_hand() -> None:
+    """Half of the life is training, saved 20 % (10 to 30), half inference, saved 40 % (37.5 to 42.5)."""
+    base = Lifetime(train_j=100.0, transform_j=0.0, infer_per_work_j=1.0, requests=100.0)
+    best = Lifetime(train_j=80.0, transform_j=0.0, infer_per_work_j=0.6, requests=100.0)
+    phases = (
+        phase_plan(Phase.TRAIN, phase_saving(Phase.TRAIN, 0.1, 0.2, 0.3, Verdict.VERIFIED)),
+        phase_plan(Phase.INFER, phase_saving(Phase.INFER, 0.375, 0.4, 0.425, Verdict.VERIFIED)),
+    )
+    plan = replace(PLAN, lifetimes={"competent": base, "plan": best}, phases=phases)
+    saving = plan.proven_lifetime_saving(Baseline.COMPETENT)
+    assert saving is not None
+    half = (0.05**2 + 0.0125**2) ** 0.5
+    assert (saving.fraction, saving.ci_low, saving.ci_high) == pytest.approx((0.3, 0.3 - half, 0.3 + half))
+    assert saving.verdict is Verdict.VERIFIED
+
+
+def test_no_lifetime_claim_without_a_proof_of_every_phase() -> None:
+    """A phase that was not compared, or whose saving was refused, leaves the life unproven."""
+    base = Lifetime(train_j=100.0, transform_j=0.0, infer_per_work_j=1.0, requests=100.0)
+    for unproven in (None, phase_saving(Phase.TRAIN, -0.1, 0.2, 0.5, Verdict.NOT_SHOWN)):
+        plan = replace(PLAN, lifetimes={"competent": base, "plan": base}, phases=(phase_plan(Phase.TRAIN, unproven),))
+        assert plan.proven_lifetime_saving(Baseline.COMPETENT) is None

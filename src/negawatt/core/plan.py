@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from negawatt.core.host import Host
 from negawatt.core.lever import Setting
 from negawatt.core.placement import Outcome
-from negawatt.core.reading import Source
-from negawatt.core.saving import Baseline, Saving
+from negawatt.core.reading import Source, weakest
+from negawatt.core.saving import Baseline, Saving, Verdict
 from negawatt.core.trial import Trial
 from negawatt.core.workload import Phase
 
@@ -133,6 +133,45 @@ class Plan:
             return None
         return 1 - self.lifetimes["plan"].total_j / base.total_j
 
+    def proven_lifetime_saving(self, against: Baseline) -> Saving | None:
+        """The lifetime saving with its interval, from the proofs of the phases; None if a phase was not proven.
+
+        Each phase's interval counts by its share of the baseline's lifetime energy. The phases were proven in runs of
+        their own, so their errors are independent and add in quadrature. A phase in which the plan equals the baseline
+        adds none.
+        """
+        base, fraction = self.lifetimes.get(str(against)), self.lifetime_saving(against)
+        if base is None or fraction is None:
+            return None
+        infer_j = base.requests * (base.infer_per_work_j or 0.0)
+        shares = {Phase.TRAIN: (base.train_j or 0.0) / base.total_j, Phase.INFER: infer_j / base.total_j}
+        savings: list[Saving] = []
+        for phase in self.phases:
+            saving = phase.saving(against)
+            if phase.setting == (phase.naive if against is Baseline.NAIVE else phase.competent):
+                continue
+            if saving is None or not saving.shown:
+                return None
+            savings.append(saving)
+        if not savings:
+            return None
+        parts = [(shares[saving.phase], saving) for saving in savings if saving.phase is not None]
+        low = fraction - math.hypot(*(share * (saving.fraction - saving.ci_low) for share, saving in parts))
+        high = fraction + math.hypot(*(share * (saving.ci_high - saving.fraction) for share, saving in parts))
+        evidence = weakest(saving.evidence for saving in savings)
+        shown = Verdict.VERIFIED if evidence.measured else Verdict.INDICATIVE
+        return Saving(
+            phase=None,
+            against=against,
+            fraction=fraction,
+            ci_low=low,
+            ci_high=high,
+            level_fraction=min(saving.level_fraction for saving in savings),
+            n=min(saving.n for saving in savings),
+            evidence=evidence,
+            verdict=shown if low > 0 else Verdict.NOT_SHOWN,
+        )
+
     def payback_lifetimes(self, against: Baseline) -> float | None:
         """Lifetimes after which the search has paid for itself: E_search / (E_baseline - E_plan); None: never."""
         base = self.lifetimes.get(str(against))
@@ -157,4 +196,4 @@ class Plan:
     def evidence(self) -> Source | None:
         """The weakest source of any saving in the plan."""
         sources = [saving.evidence for phase in self.phases for saving in phase.savings]
-        return max(sources, key=list(Source).index) if sources else None
+        return weakest(sources) if sources else None

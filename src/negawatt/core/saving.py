@@ -45,7 +45,7 @@ class Saving:
     """Energy of the plan against one baseline: 1 - plan / baseline, per unit of work.
 
     Attributes:
-        phase: the phase it is about.
+        phase: the phase it is about; None: the whole life.
         against: the baseline.
         fraction: point estimate; negative if the plan costs more.
         ci_low, ci_high: its confidence interval, meter offset included.
@@ -59,7 +59,7 @@ class Saving:
         quality_change: plan minus baseline, in the unit of the quality metric; None if the workload reports none.
     """
 
-    phase: Phase
+    phase: Phase | None
     against: Baseline
     fraction: float
     ci_low: float

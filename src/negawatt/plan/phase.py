@@ -30,7 +30,7 @@ _SEARCH_SHARE = 0.45
 """Part of a phase's time that the search may use; the proof has the rest."""
 _MIN_BLOCKS_WITH_NAIVE = 4
 """The slow naive default is only proven against if this many blocks fit with it; else it stays unproven."""
-_OVERHEAD_S = 0.5
+_OVERHEAD_S = 0.3
 """Time around a trial's window: evaluation, export, restoring [s]; only for predicting what fits."""
 
 PLAN = "plan"

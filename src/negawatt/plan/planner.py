@@ -18,7 +18,7 @@ from negawatt.core.host import Host
 from negawatt.core.lever import Setting
 from negawatt.core.placement import Job, Outcome
 from negawatt.core.plan import SCHEMA, Keep, Lifetime, NotMeasured, PhasePlan, Plan
-from negawatt.core.reading import total
+from negawatt.core.reading import total, weakest
 from negawatt.core.saving import Baseline
 from negawatt.core.trial import Role, Trial
 from negawatt.core.workload import Phase
@@ -30,7 +30,7 @@ from negawatt.plan.request import Request
 from negawatt.search.bench import Bench, Event, recorded_trials
 from negawatt.search.worker import Ready, Setup
 
-_TRAIN_SHARE = 0.65
+_TRAIN_SHARE = 0.72
 """Part of the time budget for training where both phases are planned; what it leaves goes to inference."""
 
 
@@ -235,7 +235,7 @@ def _place(
         name=name,
         energy_j=lifetime.total_j,
         time_s=train_s + infer_s * request.requests,
-        source=max(sources, key=list(type(sources[0])).index),
+        source=weakest(sources),
         sites=request.sites,
     )
     return tuple(p.outcome(job, c) for p in found.members.values() for c in p.choices(job)), broken

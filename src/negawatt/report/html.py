@@ -141,10 +141,10 @@ def _corners(row: Row, unit: numbers.Unit) -> str:
 
 def _lifetime(plan: Plan) -> dict[str, Any]:
     rows = words.lifetime_rows(plan)
-    unit = numbers.energy_unit(max((life.total_j for _, life, _ in rows), default=0.0))
+    unit = numbers.energy_unit(max((life.total_j for _, life, _, _ in rows), default=0.0))
     return {
         "unit": unit.symbol,
-        "requests": numbers.count(max((life.requests for _, life, _ in rows), default=0.0)),
+        "requests": numbers.count(max((life.requests for _, life, _, _ in rows), default=0.0)),
         "rows": [
             (
                 name,
@@ -153,8 +153,9 @@ def _lifetime(plan: Plan) -> dict[str, Any]:
                 "–" if life.infer_per_work_j is None else unit.show(life.requests * life.infer_per_work_j),
                 unit.show(life.total_j),
                 saved,
+                verdict,
             )
-            for name, life, saved in rows
+            for name, life, saved, verdict in rows
         ],
     }
 

@@ -173,11 +173,11 @@ def _lifetime(plan: Plan) -> list[RenderableType]:
     rows = words.lifetime_rows(plan)
     if not rows:
         return []
-    requests = max(life.requests for _, life, _ in rows)
-    unit = numbers.energy_unit(max(life.total_j for _, life, _ in rows))
+    requests = max(life.requests for _, life, _, _ in rows)
+    unit = numbers.energy_unit(max(life.total_j for _, life, _, _ in rows))
     work = f"{numbers.count(requests)} {numbers.several(plan.unit)}"
-    table = _table(f"Energy in {unit.symbol}", "setting", "train", "transform", work, "total", "plan saves")
-    for name, life, saved in rows:
+    table = _table(f"Energy in {unit.symbol}", "setting", "train", "transform", work, "total")
+    for name, life, _, _ in rows:
         infer = None if life.infer_per_work_j is None else life.requests * life.infer_per_work_j
         table.add_row(
             name,
@@ -185,10 +185,12 @@ def _lifetime(plan: Plan) -> list[RenderableType]:
             unit.show(life.transform_j),
             "–" if infer is None else unit.show(infer),
             unit.show(life.total_j),
-            saved,
         )
+    saves = [
+        f"Against the {name} the plan saves {saved} of this: {verdict}." for name, _, saved, verdict in rows if saved
+    ]
     pay = [words.payback(plan, baseline) for baseline in (Baseline.COMPETENT, Baseline.NAIVE)]
-    said = [words.lifetime_note(plan), words.search_cost(plan), *(sentence for sentence in pay if sentence)]
+    said = [*saves, words.lifetime_note(plan), words.search_cost(plan), *(sentence for sentence in pay if sentence)]
     return [_heading("Lifetime"), table, *_bullets(said)]
 
 

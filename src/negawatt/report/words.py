@@ -227,29 +227,36 @@ def payback(plan: Plan, baseline: Baseline) -> str:
     return f"Against the {label} the search pays for itself {', or '.join(parts)}."
 
 
-def lifetime_rows(plan: Plan) -> tuple[tuple[str, Lifetime, str], ...]:
-    """Name, lifetime and saving of the plan against it, naive default first, the plan last."""
-    rows = []
-    for baseline in (Baseline.NAIVE, Baseline.COMPETENT):
-        if str(baseline) in plan.lifetimes:
-            saved = plan.lifetime_saving(baseline)
-            rows.append(
-                (
-                    BASELINES[baseline],
-                    plan.lifetimes[str(baseline)],
-                    "–" if saved is None else numbers.percent(saved, 1),
-                )
-            )
+def lifetime_rows(plan: Plan) -> tuple[tuple[str, Lifetime, str, str], ...]:
+    """Name, lifetime, saving of the plan against it and verdict; naive default first, the plan last."""
+    rows = [
+        (BASELINES[baseline], plan.lifetimes[str(baseline)], *lifetime_saving(plan, baseline))
+        for baseline in (Baseline.NAIVE, Baseline.COMPETENT)
+        if str(baseline) in plan.lifetimes
+    ]
     if "plan" in plan.lifetimes:
-        rows.append(("plan", plan.lifetimes["plan"], ""))
+        rows.append(("plan", plan.lifetimes["plan"], "", ""))
     return tuple(rows)
+
+
+def lifetime_saving(plan: Plan, baseline: Baseline) -> tuple[str, str]:
+    """The lifetime saving against a baseline, with its interval where it was proven, and its verdict."""
+    saving, point = plan.proven_lifetime_saving(baseline), plan.lifetime_saving(baseline)
+    if saving is not None:
+        return numbers.percent_interval(saving.fraction, saving.ci_low, saving.ci_high), saving.label()
+    if all(p.setting == (p.naive if baseline is Baseline.NAIVE else p.competent) for p in plan.phases):
+        return "none", "the plan is this default"
+    return ("–" if point is None else numbers.percent(point, 1)), "not proven in every phase"
 
 
 def lifetime_note(plan: Plan) -> str:
     """What the lifetime figures rest on."""
     measured = [t.measurement.source for t in plan.trials if t.measurement is not None]
     evidence = f"{weakest(measured)} energy; " if measured else ""
-    return f"Point estimates from the runs above ({evidence}the intervals are with the savings), search not included."
+    return (
+        f"Energies are means of the runs above ({evidence}search not included); the interval of a saving combines "
+        "those of the phases by their share."
+    )
 
 
 def outcome_cells(outcome: Outcome) -> tuple[str, str, str, str]:
