@@ -173,7 +173,10 @@ class PhasePlanner:
                 if in_space:
                     known[point(trial.setting)] = score(trial)
         tuner = CoordinateSearch(
-            sizes=tuple(len(c) for c in space.values()), start=point(start), known=known, finalists=2
+            sizes=tuple(len(c) for c in space.values()),
+            start=point(start),
+            known=known,
+            finalists=2 if competent_only else 3,
         )
         asked: dict[tuple[int, ...], int] = dict.fromkeys(known, 1)
         while time.monotonic() < until and (ask := tuner.ask()) is not None:

@@ -76,7 +76,8 @@ def make_plan(request: Request, ledger: Ledger, watch: Callable[[Event], None], 
         bench.resume(old)
         earlier_j = sum(t.measurement.energy_j for t in old if t.measurement)
         with _recorded(ledger, campaign, ready.name, resumed=bool(old)):
-            results = _phases(request, ready, keep, bench, deadline, note)
+            models = request.out / "models" / campaign
+            results = _phases(request, ready, keep, bench, models, deadline, note)
         search_time_s = window.time_s
         search_j = total(window.stop(), window.time_s)[0] + earlier_j
     plan = _assemble(request, ready, keep, host, results, bench.trials, search_j, search_time_s)
@@ -126,7 +127,7 @@ def _recorded(ledger: Ledger, campaign: str, workload: str, *, resumed: bool) ->
 
 
 def _phases(
-    request: Request, ready: Ready, keep: Keep, bench: Bench, deadline: float, note: Callable[[str], None]
+    request: Request, ready: Ready, keep: Keep, bench: Bench, models: Path, deadline: float, note: Callable[[str], None]
 ) -> list[PhaseResult]:
     both = len(ready.phases) > 1
     if both and not ready.persistent:
@@ -154,7 +155,7 @@ def _phases(
             max_slowdown=request.max_slowdown,
             seed=request.seed,
             state_in=state,
-            state_out=request.out / "models" if both and phase is Phase.TRAIN else None,
+            state_out=models if both and phase is Phase.TRAIN else None,
             note=note,
         )
         results.append(planner.plan(now + share * (deadline - now)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -78,9 +79,11 @@ class RunContext:
     def metered(self, meter: Meter) -> Iterator[list[Any]]:
         """A window; the yielded list is filled with (readings, time_s, power_curve) at its end."""
         result: list[Any] = []
+        _wait_for_accelerator()
         self.window = meter.start()
         try:
             yield result
+            _wait_for_accelerator()
         finally:
             readings = self.window.stop()
             result[:] = [tuple(self._own) or readings, self.window.time_s, self.window.power_curve]
@@ -221,6 +224,13 @@ def _measurement(
         latency=_latency(times) if times else None, peak_memory_bytes=_peak_memory(), transform_j=transform_j,
         power_curve=points,
     )  # fmt: skip
+
+
+def _wait_for_accelerator() -> None:
+    """CUDA work is queued: a window that ends before it is done would leave its joules to the next one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _latency(times: list[float]) -> Latency:
