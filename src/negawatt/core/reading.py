@@ -63,7 +63,8 @@ class Reading:
         offset_sd_w: standard deviation of the sensor's unknown constant [W].
         corners_j: for estimated and modelled energy, the same window priced at each corner of the model's parameter
             range, in an order fixed by the sensor; empty for measured energy [J]. A saving that holds at every corner
-            holds over the whole range when energy is monotone in each parameter.
+            holds over the whole range if the ratio of two such energies is monotone in each parameter, as it is in
+            the idle power of a model that is linear in it.
     """
 
     scope: str
