@@ -187,7 +187,9 @@ def _assemble(  # noqa: PLR0913 -- everything a plan is made of
         search_j=search_j,
         search_time_s=search_time_s,
         outcomes=outcomes,
-        not_measured=(*ready.not_measured, *(n for r in results for n in r.not_measured), *unplaced),
+        not_measured=tuple(
+            dict.fromkeys((*ready.not_measured, *(n for r in results for n in r.not_measured), *unplaced))
+        ),
         trials=tuple(trials),
     )
 

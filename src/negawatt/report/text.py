@@ -187,7 +187,11 @@ def _lifetime(plan: Plan) -> list[RenderableType]:
             unit.show(life.total_j),
         )
     saves = [
-        f"Against the {name} the plan saves {saved} of this: {verdict}." for name, _, saved, verdict in rows if saved
+        f"The plan is the {name}."
+        if saved == words.NO_CHANGE
+        else f"Against the {name} the plan saves {saved}: {verdict}."
+        for name, _, saved, verdict in rows
+        if saved
     ]
     pay = [words.payback(plan, baseline) for baseline in (Baseline.COMPETENT, Baseline.NAIVE)]
     said = [*saves, words.lifetime_note(plan), words.search_cost(plan), *(sentence for sentence in pay if sentence)]

@@ -36,6 +36,9 @@ def work(plan: Plan, phase: Phase) -> str:
     return "training run" if phase is Phase.TRAIN else plan.unit
 
 
+NO_CHANGE = "none"
+
+
 def headlines(plan: Plan) -> tuple[str, ...]:
     """One sentence per phase; before them, if it is so, that nothing saves energy."""
     if not any(trial.measurement for trial in plan.trials):
@@ -245,7 +248,7 @@ def lifetime_saving(plan: Plan, baseline: Baseline) -> tuple[str, str]:
     if saving is not None:
         return numbers.percent_interval(saving.fraction, saving.ci_low, saving.ci_high), saving.label()
     if all(p.setting == (p.naive if baseline is Baseline.NAIVE else p.competent) for p in plan.phases):
-        return "none", "the plan is this default"
+        return NO_CHANGE, "the plan is this default"
     return ("–" if point is None else numbers.percent(point, 1)), "not proven in every phase"
 
 
