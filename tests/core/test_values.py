@@ -112,8 +112,15 @@ def test_knobs_and_workloads_are_checked_when_they_are_made() -> None:
         Knob(name="threads", phase=Phase.INFER, default=8, choices=(1, 2))
     with pytest.raises(UsageError, match="object has no name, unit, quality, knobs"):
         Workload.of(object())
+    with pytest.raises(UsageError, match="is a class"):
+        Workload.of(Toy)
+    for value in (float("nan"), None, [1]):
+        with pytest.raises(UsageError, match="use text, finite numbers"):
+            Knob(name="threads", phase=Phase.INFER, default=1, choices=(1, value))
+    with pytest.raises(UsageError, match="use train or infer"):
+        Knob(name="threads", phase="serve", default=1, choices=(1,))
     odd = type("Odd", (Toy,), {"name": "a/b"})()
-    with pytest.raises(UsageError, match="workload name 'a/b'"):
+    with pytest.raises(UsageError, match="name 'a/b'"):
         Workload.of(odd)
     twice = type("Twice", (Toy,), {"knobs": Toy.knobs * 2})()
     with pytest.raises(UsageError, match="knob 'threads' of the train phase is declared twice"):

@@ -161,3 +161,31 @@ def test_a_ledger_that_cannot_be_opened_stops_before_anything_runs(toy, tmp_path
     assert done.returncode == 1
     assert "what to do:" in done.stderr
     assert time.monotonic() - began < 20
+
+
+def test_two_plans_in_one_folder(negawatt, toy, tmp_path):
+    """The second of two plans with one --out is told to wait, and takes nothing of the first."""
+    first = negawatt("plan", toy(0.3), "--budget", "60s", wait=False)
+    for line in first.stderr:
+        if "naive" in line:
+            break
+    second = negawatt("plan", tmp_path / "toy.py", "--budget", "60s")
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=20)
+    assert second.returncode == 2
+    assert "another plan is writing to negawatt-plan" in second.stderr
+
+
+@pytest.mark.slow
+def test_trials_of_another_version_are_not_taken(negawatt, toy, tmp_path):
+    """After a change to a module beside the workload, an interrupted plan starts anew."""
+    (tmp_path / "helper.py").write_text("x = 1")
+    plan = negawatt("plan", toy(0.15), "--lever", "runtime", wait=False)
+    for line in plan.stderr:
+        if " search: " in line:
+            break
+    plan.send_signal(signal.SIGTERM)
+    plan.communicate(timeout=20)
+    (tmp_path / "helper.py").write_text("x = 2")
+    again = negawatt("plan", tmp_path / "toy.py", "--lever", "runtime", "--budget", "30s")
+    assert "interrupted plan" not in again.stderr

@@ -22,7 +22,9 @@ def test_promises(text, promise):
     assert parse_promise(text) == promise
 
 
-@pytest.mark.parametrize("text", ["accuracy", "accuracy>0.9", "accuracy>=high", ">=0.9", "accuracy>=1e999", "a>=0.9 b"])
+@pytest.mark.parametrize(
+    "text", ["accuracy", "accuracy>0.9", "accuracy>=high", ">=0.9", "accuracy>=1e999", "a>=0.9 b", "a>=baseline--0.1"]
+)
 def test_promises_that_are_none(text):
     """Anything else is refused."""
     with pytest.raises(UsageError, match="--keep"):

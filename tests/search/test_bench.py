@@ -55,6 +55,9 @@ def test_inference_uses_the_saved_model(bench, write, as_is, tmp_path):
         ("pass", "return float('nan')", "bad-result", "nan"),
         ("pass", "return None", "bad-result", "None"),
         ("break", "return 1.0", "bad-result", "0 samples"),
+        ("yield Progress(step=1, work=float('inf'))", "return 1.0", "bad-result", "a training step gave"),
+        ("yield Progress(step=1, work=1.0, quality={})", "return 1.0", "bad-result", "a training step gave"),
+        ("yield 3", "return 1.0", "bad-result", "a training step gave"),
     ],
 )
 def test_a_failing_workload_is_a_recorded_trial(run, write, ledger, step, evaluate, kind, says):
@@ -143,3 +146,41 @@ import time; time.sleep(60)
     while time.monotonic() < until and worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.05)
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_death_is_noticed_though_a_forked_child_lives_on(bench, write, as_is):
+    """A worker that forks and then dies is reported dead at once, and what it forked is ended."""
+    step = "os.fork() and os.kill(os.getpid(), 11); time.sleep(62)"
+    on = bench(write(step), limit_s=30.0)
+    ready = on.ready()
+    began = time.monotonic()
+    trial = on.trial(as_is(ready), split=Split.SELECTION, seed=0, role=Role.SEARCH)
+    assert (trial.error.kind, "signal 11" in trial.error.message) == ("died", True)
+    assert time.monotonic() - began < 15
+    left = [p for p in psutil.process_iter(["cmdline"]) if "negawatt.search" in (p.info["cmdline"] or [])]
+    assert not [p for p in left if p.ppid() == 1 and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_numpy_numbers_are_plain_numbers(run, tmp_path, write):
+    """Choices, work and quality may be NumPy scalars."""
+    pytest.importorskip("numpy")
+    path = write("import numpy as np; yield Progress(step=np.int64(1), work=np.float32(1), quality=np.float64(0.5))")
+    path.write_text(path.read_text().replace("choices=(2, 4)", "choices=tuple(__import__('numpy').array([2, 4]))"))
+    trial = run(path)
+    assert trial.measurement is not None, trial.error
+
+
+def test_an_incomplete_block_is_run_again(bench, write, as_is, ledger):
+    """Of a mirrored block that was interrupted nothing is used, of a complete one everything; warm-ups never."""
+    on = bench(write())
+    first, second = as_is(on.ready()), as_is(on.ready(), batch_size=2)
+
+    def proof(setting, block, role=Role.PROOF):
+        on.trial(setting, split=Split.REPORT, seed=0, role=role, block=block)
+
+    proof(first, -1, Role.WARMUP)
+    for setting in (first, second, second, first):
+        proof(setting, 0)
+    for setting in (second, first, first):
+        proof(setting, 1)
+    assert [(t.role, t.block) for t in recorded_trials(ledger, "test")] == [(Role.PROOF, 0)] * 4

@@ -105,10 +105,13 @@ def test_a_command_that_fails_is_a_recorded_trial(run, toml, command, kind, says
             '[workload]\nname="a"\nunit="u"\nquality="q"\n[train]\ncommand="x"\n[train.knobs.b]\ndefault=1\nchoices=[1]',
             "never uses its knob",
         ),
-        (
-            KNOB + "default=1\nchoices=[2]",
-            "not among",
-        ),
+        (HEAD + "[train]\ncommand='x'\n[infer]\nenv=5", "command"),
+        ("train = 3\n" + HEAD, "write it as a table"),
+        (HEAD + '[train]\ncommand="x"\nenv=5', "env = 5"),
+        (KNOB.replace("{b}", "{b:>3}") + "default=1\nchoices=[1]", "plain names"),
+        (HEAD + '[train]\ncommand="x"\nstop_signal="KILL"', "stop_signal"),
+        (KNOB + "default='1'\nchoices='12'", "as lists"),
+        (KNOB + "default=1\nchoices=[2]", "not among"),
         (
             KNOB + "default=[1]\nchoices=[[1]]",
             "text, numbers",

@@ -59,6 +59,8 @@ class Measurement:
             raise ValueError(f"time is positive and work finite, got {self.time_s} s, {self.work_units} units")
         if self.work_units <= 0:
             raise ValueError(f"no work was done in this window ({self.work_units} units)")
+        if not math.isfinite(self.samples):
+            raise ValueError(f"samples are a finite number, got {self.samples}")
         if self.quality is not None and not math.isfinite(self.quality):
             raise ValueError(f"quality is a finite number, got {self.quality}")
 

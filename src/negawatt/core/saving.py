@@ -48,7 +48,8 @@ class Saving:
         phase: the phase it is about; None: the whole life.
         against: the baseline.
         fraction: point estimate; negative if the plan costs more.
-        ci_low, ci_high: its confidence interval, meter offset included.
+        ci_low, ci_high: its confidence interval, meter offset included; for estimated or modelled energy it spans the
+            intervals at all corners of the model's range.
         level_fraction: confidence level of the interval.
         n: independent blocks it rests on.
         evidence: the weakest source on either side.

@@ -7,6 +7,7 @@ user's object.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,12 @@ class Knob:
     competent: tuple[ParamValue, ...] | None = None
 
     def __post_init__(self) -> None:
+        set_plain = object.__setattr__  # NumPy scalars become Python's, which JSON and other processes can read
+        set_plain(self, "phase", self._phase(self.phase))
+        set_plain(self, "default", self._plain(self.default))
+        set_plain(self, "choices", tuple(map(self._plain, self.choices)))
+        if self.competent is not None:
+            set_plain(self, "competent", tuple(map(self._plain, self.competent)))
         for value in (self.default, *(self.competent or ())):
             if value not in self.choices:
                 raise UsageError(
@@ -67,6 +74,23 @@ class Knob:
                     "the default and the competent values are the baselines of every saving, so they must be tried",
                     f"add {value!r} to the choices of {self.name!r}",
                 )
+
+    def _phase(self, phase: str) -> Phase:
+        if phase not in tuple(Phase):
+            raise UsageError(
+                f"knob {self.name!r} is of phase {phase!r}", "no lever would turn it", "use train or infer"
+            )
+        return Phase(phase)
+
+    def _plain(self, value: Any) -> ParamValue:  # noqa: ANN401 -- whatever the user wrote
+        value = value.item() if hasattr(value, "item") else value
+        if type(value) in (str, int, bool) or (type(value) is float and math.isfinite(value)):
+            return value  # type: ignore[no-any-return]
+        raise UsageError(
+            f"knob {self.name!r} has the value {value!r}",
+            "settings are written to files and compared",
+            "use text, finite numbers and true/false",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,9 +222,17 @@ class Workload:
                 'give the class e.g. name = "mnist", unit = "image", quality = "accuracy", knobs = (Knob(...), ...)',
             )
         name, unit, quality, knobs = (getattr(target, a) for a in ("name", "unit", "quality", "knobs"))
-        if not re.fullmatch(r"[\w.+-]+", name):
+        if isinstance(target, type) or not all(isinstance(knob, Knob) for knob in tuple(knobs)):
             raise UsageError(
-                f"workload name {name!r}", "it names files and ledger records", "use letters, digits, '-', '_', '.'"
+                f"{target!r} is a class" if isinstance(target, type) else f"knobs are {knobs!r}",
+                "negawatt calls methods of an object and turns its Knobs",
+                "write e.g. `workload = MyWorkload()` and knobs = (Knob(...),)",
+            )
+        if not all(isinstance(text, str) and re.fullmatch(r"[\w.+-]+", text) for text in (name, unit, quality)):
+            raise UsageError(
+                f"name {name!r}, unit {unit!r}, quality {quality!r}",
+                "they name files, columns and records",
+                "use letters, digits, '-', '_', '.'",
             )
         workload = cls(name=name, unit=unit, quality=quality, knobs=tuple(knobs), target=target)
         workload = replace(workload, in_process=getattr(target, "in_process", True))

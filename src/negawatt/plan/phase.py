@@ -20,10 +20,11 @@ from negawatt.core.lever import Choice, Setting
 from negawatt.core.measurement import Measurement
 from negawatt.core.plan import Keep, NotMeasured, PhasePlan
 from negawatt.core.saving import Baseline, Saving
-from negawatt.core.trial import Role, Trial
+from negawatt.core.trial import Role, Trial, TrialError
 from negawatt.core.workload import Phase, Split
 from negawatt.search.bench import Bench
 from negawatt.tuning.search import CoordinateSearch
+from negawatt.verify.judge import MIN_BLOCKS
 from negawatt.verify.proof import Proof
 
 _SEARCH_SHARE = 0.45
@@ -118,12 +119,13 @@ class PhasePlanner:
     def _checked(self, trial: Trial) -> Measurement:
         """The naive default's measurement, or the reason why nothing can be compared with it."""
         if trial.measurement is None:
-            error = trial.error
-            detail = f"\n{error.detail.rstrip()}" if error and error.detail else ""
+            error = trial.error or TrialError(kind="", message="")
+            told = error.kind == "bad-result" and error.detail  # then the detail says what to do
+            detail = f"\n{error.detail.rstrip()}" if error.detail and not told else ""
             raise WorkloadError(
-                f"the {self._phase} phase failed as it is: {error.message if error else ''}{detail}",
+                f"the {self._phase} phase failed as it is: {error.message}{detail}",
                 "without the naive default there is nothing to compare with",
-                "make the workload run by itself first; `negawatt run -- ...` meters a single run",
+                error.detail if told else "make the workload run by itself first; `negawatt run -- ...` meters one run",
             )
         quality = trial.measurement.quality
         if self._keep.bound is not None and (quality is None or quality < self._keep.bound):
@@ -258,8 +260,9 @@ class PhasePlanner:
         block_s = self._block_s(arms)
         while (order := proof.next_block()) is not None:
             number = proof.blocks
-            why = "the time budget ended; give more with --budget for a narrower interval"
-            if time.monotonic() + block_s > deadline and number > 0:
+            why = "the time budget ended; give more with --budget"
+            least = block_s if number else MIN_BLOCKS * block_s  # fewer blocks show nothing, so none is begun
+            if time.monotonic() + least > deadline:
                 return self._cut_short(proof, why)
             began = time.monotonic()
             if number == 0:

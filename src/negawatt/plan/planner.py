@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from negawatt.plan.request import Request
 from negawatt.search.bench import Bench, Event, recorded_trials
 from negawatt.search.worker import Ready, Setup
 
+_PROGRAM = {".py", ".toml", ".sh", ".json", ".yaml", ".yml", ".cfg", ".ini", ".js", ".c", ".cc", ".rs", ".go"}
+"""Files whose change makes a workload another one."""
 _TRAIN_SHARE = 0.72
 """Part of the time budget for training where both phases are planned; what it leaves goes to inference."""
 
@@ -60,6 +63,7 @@ def make_plan(request: Request, ledger: Ledger, watch: Callable[[Event], None], 
         path=request.path, levers=request.levers, sensors=request.sensors, quality_bound=request.promise.bound
     )
     with (
+        _alone(request.out),
         Meter.open(host, request.sensors) as meter,
         Bench(
             setup=setup, ledger=ledger, campaign=campaign, log=request.out / "workload.log", watch=watch,
@@ -99,12 +103,43 @@ def _make_folder(out: Path) -> None:
 def _campaign(request: Request, host: Host) -> str:
     """Identity of a plan: the same file, promise and choices on the same host."""
     path = request.path / "negawatt.toml" if request.path.is_dir() else request.path
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
     asked = [
-        str(path.resolve()), digest, to_json(request.promise), request.max_slowdown, list(request.levers),
-        list(request.sensors), request.seed, host.fingerprint(), str(request.out.resolve()),
+        negawatt.__version__, str(path.resolve()), _digest(path.resolve().parent, request.out.resolve()),
+        to_json(request.promise), request.max_slowdown, list(request.levers), list(request.sensors), request.seed,
+        host.fingerprint(), str(request.out.resolve()),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+
+def _digest(folder: Path, out: Path) -> str:
+    """Hash of the program text beside the workload, so that trials of another version are never taken for its own."""
+    digest = hashlib.sha256()
+    for root, folders, names in os.walk(folder):
+        here = Path(root)
+        hidden = {name for name in folders if name.startswith(".") or (here / name / "pyvenv.cfg").exists()}
+        folders[:] = sorted(name for name in set(folders) - hidden if (here / name).resolve() != out)
+        for name in sorted(names):
+            file = here / name
+            if file.suffix in _PROGRAM and file.is_file():
+                digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the folder: two plans at once would take each other's trials and disturb each other's meter."""
+    import fcntl
+
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another plan is writing to {out}",
+                "two at once would take each other's trials and disturb each other's measurement",
+                "wait for it, or end it; another --out does not help while both use this host's meter",
+            ) from None
+        yield
 
 
 def _keep(request: Request, ready: Ready) -> Keep:
@@ -177,7 +212,7 @@ def _assemble(  # noqa: PLR0913 -- everything a plan is made of
         version=negawatt.__version__,
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         workload=ready.name,
-        path=str(request.path),
+        path=str(request.path.resolve()),
         unit=ready.unit,
         keep=keep,
         max_slowdown=request.max_slowdown,

@@ -67,7 +67,7 @@ def parse_promise(text: str | None) -> Promise:
         return Promise()
     match = _KEEP.fullmatch(text)
     number = _number(match[3]) if match else None
-    if match is None or number is None:
+    if match is None or number is None or (match[2] and number < 0):
         raise UsageError(
             f"--keep {text!r}",
             "a saving counts only while a quality that is fixed beforehand is kept",

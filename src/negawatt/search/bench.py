@@ -5,18 +5,20 @@ Trials run one after another by default because two at a time would disturb each
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Self, final
+from typing import TYPE_CHECKING, Self, final
 
 from negawatt.core.codec import from_json, to_json
 from negawatt.core.errors import NegawattError, WorkloadError
@@ -28,7 +30,11 @@ from negawatt.ledger.store import Ledger
 from negawatt.search.runner import Task
 from negawatt.search.worker import Ready, Setup
 
+if TYPE_CHECKING:
+    import psutil
+
 _GRACE_S = 5.0
+_CHECK_S = 0.5
 _LOAD_LIMIT_S = 600.0
 _SLOWEST_TIMES = 5.0
 """A trial may take this many times the slowest good one of its phase, plus `_SLACK_S`, before it counts as hung."""
@@ -189,19 +195,13 @@ class Bench:
 
 
 def recorded_trials(ledger: Ledger, campaign: str) -> list[Trial]:
-    """Good trials since the campaign last ran to its end; of proof blocks, only complete ones."""
+    """Good trials since the campaign last ran to its end; of proof blocks, only complete ones; no warm-ups."""
     records = ledger.records(campaign=campaign)
     closed = [i for i, r in enumerate(records) if r.kind == "campaign" and r.body["state"] == "closed"]
     trials = [from_json(Trial, r.body) for r in records[closed[-1] + 1 if closed else 0 :] if r.kind == "trial"]
-    sizes: dict[tuple[str, int], int] = {}
-    for trial in trials:
-        if trial.role is Role.PROOF:
-            sizes[trial.phase, trial.block] = sizes.get((trial.phase, trial.block), 0) + 1
-    full = {phase: max(n for (p, _), n in sizes.items() if p == phase) for phase, _ in sizes}
-    return [
-        t for t in trials
-        if t.measurement and (t.role is not Role.PROOF or sizes[t.phase, t.block] == full[t.phase])
-    ]  # fmt: skip
+    runs = Counter((t.phase, t.block, t.setting) for t in trials if t.role is Role.PROOF)
+    broken = {(phase, block) for (phase, block, _), n in runs.items() if n != 2}  # mirrored: twice each
+    return [t for t in trials if t.measurement and t.role is not Role.WARMUP and (t.phase, t.block) not in broken]
 
 
 @final
@@ -248,12 +248,15 @@ class _Worker:
 
     def _receive(self, deadline: float) -> object:
         """The next message; None when the deadline passes; EOFError (as a value) when the worker is gone."""
-        if not self._link.poll(max(0.0, deadline - time.monotonic())):
-            return None
-        try:
-            return self._link.recv()
-        except (EOFError, ConnectionResetError) as gone:
-            return gone
+        while (left_s := deadline - time.monotonic()) > 0:
+            try:
+                if self._link.poll(min(left_s, _CHECK_S)):
+                    return self._link.recv()
+            except (EOFError, ConnectionResetError) as gone:
+                return gone
+            if self._process.poll() is not None and not self._link.poll(0):
+                return EOFError()  # a process it forked may still hold the other end of the link
+        return None
 
     def _died(self) -> TrialError:
         code = self._process.wait(timeout=_GRACE_S)
@@ -278,9 +281,21 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for process in family:
-            if process.is_running():
+        for process in [*family, *_session(self._process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def _session(leader: int) -> list[psutil.Process]:
+    """Processes that are still in the worker's session, orphans included."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader:
+                found.append(process)
+    return found
 
 
 def _not_loaded(first: object, setup: Setup, log: Path) -> NegawattError:

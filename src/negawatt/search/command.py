@@ -243,6 +243,8 @@ def read_toml(path: Path) -> Command:
     knobs: list[Knob] = []
     for phase in Phase:
         if phase in data:
+            if not isinstance(data[phase], dict):
+                raise _malformed(path, f"{phase} = {data[phase]!r}", f"write it as a table: [{phase}]")
             mine = _knobs(path, phase, data[phase].get("knobs", {}))
             commands[phase] = _phase_command(path, phase, data[phase], {knob.name for knob in mine})
             knobs += mine
@@ -272,11 +274,16 @@ def _table(path: Path, data: Any, name: str, known: set[str], required: set[str]
 def _phase_command(path: Path, phase: Phase, data: Any, knobs: set[str]) -> PhaseCommand:  # noqa: ANN401
     known = {"command", "env", "knobs"} | ({"stop_signal"} if phase is Phase.TRAIN else set())
     table = _table(path, {phase: data}, phase, known, required={"command"})
-    env = {name: str(value) for name, value in table.get("env", {}).items()}
+    env = table.get("env", {})
+    if not isinstance(env, dict) or any("=" in name or not isinstance(value, str) for name, value in env.items()):
+        raise _malformed(path, f"[{phase}] env = {env!r}", 'write env = { NAME = "text" }')
     used: set[str] = set()
     for text in (table["command"], *env.values()):
         try:
-            used |= {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+            for _, name, spec, conversion in string.Formatter().parse(text):
+                if spec or conversion:
+                    raise ValueError(f"{{{name}}} is formatted; templates are plain names")
+                used |= {name} if name is not None else set()
         except ValueError as error:
             raise _malformed(path, f"[{phase}] {text!r}: {error}", "write literal braces twice: {{ and }}") from None
     for name in sorted(used - knobs - _FIELDS):
@@ -288,7 +295,7 @@ def _phase_command(path: Path, phase: Phase, data: Any, knobs: set[str]) -> Phas
     for name in sorted(knobs - used):
         raise _malformed(path, f"[{phase}] never uses its knob {name!r}", f"put {{{name}}} into command or env")
     sent = table.get("stop_signal")
-    if sent is not None and f"SIG{sent}" not in signal.Signals.__members__:
+    if sent is not None and (f"SIG{sent}" not in signal.Signals.__members__ or sent in ("KILL", "STOP")):
         raise _malformed(path, f"[train] stop_signal = {sent!r}", 'use the name without SIG, e.g. "TERM" or "INT"')
     return PhaseCommand(command=table["command"], env=env, stop_signal=signal.Signals[f"SIG{sent}"] if sent else None)
 
@@ -309,6 +316,10 @@ def _knobs(path: Path, phase: Phase, tables: Any) -> list[Knob]:  # noqa: ANN401
                 "give default = ..., choices = [...], and perhaps competent",
             )
         competent = table.get("competent")
+        if not isinstance(table["choices"], list) or not isinstance(competent, list | None):
+            raise _malformed(
+                path, f"[{phase}.knobs.{name}] has {table}", "write choices (and competent) as lists: [1, 2]"
+            )
         values = [table["default"], *table["choices"], *(competent or ())]
         if not all(isinstance(value, str | int | float | bool) for value in values):
             raise _malformed(path, f"[{phase}.knobs.{name}] has {table}", "use text, numbers and true/false as values")

@@ -127,7 +127,7 @@ def _train(workload: Workload, task: Task, meter: Meter, context: RunContext, wa
     with context.metered(meter) as window:
         state = target.start(params, task.seed)
         steps = target.steps(params, state)
-        for progress in steps:
+        for progress in map(_plain, steps):
             samples += progress.work
             watch(progress)
             if rule is not None and rule(progress):
@@ -151,6 +151,12 @@ def _infer(
     with context.metered(meter) as made:
         predict = target.predictor(params, state)
     requests = target.requests(task.split)
+    if not hasattr(requests, "__len__") or not hasattr(requests, "__getitem__"):
+        raise WorkloadError(
+            f"requests() gave a {type(requests).__name__}",
+            "batches are slices of it, and it is gone through more than once",
+            "return a list or an array",
+        )
     count, size = len(requests), int(params.get("batch_size", 1))
     batches = [slice(i, min(i + size, count)) for i in range(0, count, size)]
     if not batches:
@@ -183,13 +189,29 @@ def _replay(
     assert isinstance(target, Replayable)  # noqa: S101 -- narrows the type
     work, quality = 0.0, None
     with context.metered(meter) as window:
-        for progress in target.replay(params, state, task.split):
+        for progress in map(_plain, target.replay(params, state, task.split)):
             work += progress.work
             quality = quality if progress.quality is None else progress.quality
             watch(progress)
     if work <= 0:
         raise _no_work("reported no work")
     return _measurement(window, work=work, quality=_quality(workload, quality), samples=work)
+
+
+def _plain(progress: object) -> Progress:
+    """The user's progress with plain numbers, which every process can read."""
+    try:
+        step, work, quality = progress.step, progress.work, progress.quality  # type: ignore[attr-defined]
+        plain = Progress(step=int(step), work=float(work), quality=None if quality is None else float(quality))
+    except (AttributeError, TypeError, ValueError):
+        plain = None
+    if plain is None or not math.isfinite(plain.work):
+        raise WorkloadError(
+            f"a training step gave {progress!r}",
+            "work and quality are read from it, and guessing would make numbers up",
+            "yield Progress(step=1, work=100.0, quality=0.9), all plain numbers",
+        )
+    return plain
 
 
 def _no_work(what: str) -> WorkloadError:

@@ -123,11 +123,13 @@ class _Terminated(BaseException):
 
 
 def _trial_error(error: BaseException) -> TrialError:
-    detail = "".join(traceback.format_exception(error))[-4000:]
     if isinstance(error, NegawattError):
-        return TrialError(kind="bad-result", message=str(error), detail=detail)
+        return TrialError(kind="bad-result", message=error.got, detail=error.fix)
     if isinstance(error, ValueError) and error.__traceback__ and _raised_in_core(error):
-        return TrialError(kind="bad-result", message=str(error), detail=detail)
+        return TrialError(kind="bad-result", message=str(error))
+    ours = str(Path(__file__).parents[1])
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    detail = "".join([*traceback.format_list(frames), *traceback.format_exception_only(error)])[-4000:]
     return TrialError(kind="raised", message=f"{type(error).__name__}: {error}", detail=detail)
 
 
@@ -141,11 +143,16 @@ def _on_terminate(_signum: int, _frame: FrameType | None) -> None:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent dies (prctl(2), PR_SET_PDEATHSIG = 1); elsewhere EOF ends us later."""
+    """Ask Linux for SIGTERM when the parent dies, and to be given orphans, so that they are found (prctl(2)).
+
+    Elsewhere the end of the link ends the worker later.
+    """
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        libc = ctypes.CDLL(None)
+        libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        libc.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
 
 
 def main() -> None:
