@@ -141,22 +141,9 @@ def _corners(row: Row, unit: numbers.Unit) -> str:
 
 def _lifetime(plan: Plan) -> dict[str, Any]:
     rows = words.lifetime_rows(plan)
-    unit = numbers.energy_unit(max((life.total_j for _, life, _, _ in rows), default=0.0))
     return {
-        "unit": unit.symbol,
         "requests": numbers.count(max((life.requests for _, life, _, _ in rows), default=0.0)),
-        "rows": [
-            (
-                name,
-                "–" if life.train_j is None else unit.show(life.train_j),
-                unit.show(life.transform_j),
-                "–" if life.infer_per_work_j is None else unit.show(life.requests * life.infer_per_work_j),
-                unit.show(life.total_j),
-                saved,
-                verdict,
-            )
-            for name, life, saved, verdict in rows
-        ],
+        "rows": [(name, *words.lifetime_cells(life), saved, verdict) for name, life, saved, verdict in rows],
     }
 
 

@@ -174,18 +174,10 @@ def _lifetime(plan: Plan) -> list[RenderableType]:
     if not rows:
         return []
     requests = max(life.requests for _, life, _, _ in rows)
-    unit = numbers.energy_unit(max(life.total_j for _, life, _, _ in rows))
     work = f"{numbers.count(requests)} {numbers.several(plan.unit)}"
-    table = _table(f"Energy in {unit.symbol}", "setting", "train", "transform", work, "total")
+    table = _table("Energy", "setting", "train", "transform", work, "total")
     for name, life, _, _ in rows:
-        infer = None if life.infer_per_work_j is None else life.requests * life.infer_per_work_j
-        table.add_row(
-            name,
-            "–" if life.train_j is None else unit.show(life.train_j),
-            unit.show(life.transform_j),
-            "–" if infer is None else unit.show(infer),
-            unit.show(life.total_j),
-        )
+        table.add_row(name, *words.lifetime_cells(life))
     saves = [
         f"The plan is the {name}."
         if saved == words.NO_CHANGE

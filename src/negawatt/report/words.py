@@ -19,7 +19,7 @@ BASELINES = {Baseline.COMPETENT: "competent default", Baseline.NAIVE: "naive def
 LEGEND = (
     ("naive default", "What the framework's tutorial does."),
     ("competent default", "The fastest setting an engineer would use without touching the model's arithmetic."),
-    ("front", "Settings that nothing measured beats in energy, time and quality at once."),
+    ("front", "Settings that nothing measured beats in energy, time and quality at once; one search run may be luck."),
     ("± after an energy", "Standard deviation over its runs."),
     ("± after a source", "Standard deviation of the meter's own error, most of which is common to all rows."),
     ("quality", "Of search runs on the selection split, of proof runs on the report split: compare within one only."),
@@ -103,7 +103,11 @@ def quality_clause(keep: Keep, change: Interval | None) -> str:
 
 def change_pair(change: Interval | None) -> tuple[str, str]:
     """A change of quality and its interval, in the unit of the metric."""
-    return ("not reported", "") if change is None else numbers.change_interval(change.value, change.low, change.high)
+    if change is None:
+        return "not reported", ""
+    if change.low == change.high:  # a fixed model on fixed data: there is no scatter to make an interval of
+        return numbers.change(change.value), "in every run"
+    return numbers.change_interval(change.value, change.low, change.high)
 
 
 def slowdown_pair(change: Interval | None) -> tuple[str, str]:
@@ -228,6 +232,14 @@ def payback(plan: Plan, baseline: Baseline) -> str:
     if lives is not None:
         parts.append(f"after {numbers.significant(lives, 2)} lifetimes")
     return f"Against the {label} the search pays for itself {', or '.join(parts)}."
+
+
+def lifetime_cells(lifetime: Lifetime) -> tuple[str, str, str, str]:
+    """Energy of training, transformation, inference and all together."""
+    infer_j = None if lifetime.infer_per_work_j is None else lifetime.requests * lifetime.infer_per_work_j
+    parts_j = (lifetime.train_j, lifetime.transform_j, infer_j, lifetime.total_j)
+    train, transform, infer, everything = ("–" if part_j is None else numbers.energy(part_j) for part_j in parts_j)
+    return train, transform, infer, everything
 
 
 def lifetime_rows(plan: Plan) -> tuple[tuple[str, Lifetime, str, str], ...]:
