@@ -108,10 +108,25 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except BrokenPipeError:  # the reader left, as `| head` does
+        _silence()
+        return 1
+    except OSError as error:
+        _silence()
+        click.echo(f"negawatt: {NegawattError(str(error), 'not all of the answer was given', 'make room')}", err=True)
+        return 1
     except click.Abort:  # click's word for Ctrl-C
         click.echo(f"negawatt: interrupted; {_kept()}", err=True)
         return 130
     return status if isinstance(status, int) else 0
+
+
+def _silence() -> None:
+    """Point stdout at nothing, so that Python's own last flush does not fail again."""
+    import os
+    import sys
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _kept() -> str:

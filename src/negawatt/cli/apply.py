@@ -26,6 +26,11 @@ def command(plan_file: Path, out: Path | None, dry_run: bool, as_json: bool) -> 
     Exit code 0: every saving that the plan claims held; 1: one did not, or cannot be compared here.
     """
     plan = read_plan(plan_file)
+    if dry_run and as_json:
+        from negawatt.core.codec import to_json
+
+        click.echo(json.dumps({str(phase.phase): to_json(phase.setting) for phase in plan.phases}, indent=1))
+        return
     if dry_run:
         for phase in plan.phases:
             click.echo(f"{phase.phase}: {' '.join(str(c) for c in phase.setting.choices) or '(as is)'}")
@@ -64,7 +69,7 @@ def read_plan(path: Path) -> Plan:
     fix = "give the plan.json that `negawatt plan` wrote"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {error}", "there is no plan to carry out", fix) from None
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:

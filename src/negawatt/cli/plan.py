@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import math
+import shlex
 import signal
 import sys
 import time
@@ -14,8 +15,14 @@ from typing import TYPE_CHECKING, final
 import click
 
 if TYPE_CHECKING:
-    from negawatt.core.plan import Plan
+    from negawatt.core.plan import PhasePlan, Plan
     from negawatt.search.bench import Event
+
+
+def _finite(_context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number", param=option)
+    return value
 
 
 @click.command()
@@ -25,9 +32,12 @@ if TYPE_CHECKING:
 @click.option(
     "--keep", metavar="TEXT", help="Quality to keep: 'accuracy>=0.93', or 'accuracy>=baseline-0.01' (the default)."
 )
-@click.option("--max-slowdown", type=click.FloatRange(min=0), metavar="F", help="Accept F more time, e.g. 0.03.")
 @click.option(
-    "--requests", type=click.FloatRange(min=0, min_open=True), default=1e6, show_default=True, metavar="N",
+    "--max-slowdown", type=click.FloatRange(min=0), callback=_finite, metavar="F", help="Accept F more time, e.g. 0.03."
+)
+@click.option(
+    "--requests", type=click.FloatRange(min=0, min_open=True), callback=_finite, default=1e6, show_default=True,
+    metavar="N",
     help="Units of inference over the model's life.",
 )  # fmt: skip
 @click.option("--budget", default="10m", show_default=True, metavar="TIME", help="Time for search and proof.")
@@ -45,7 +55,8 @@ def command(  # noqa: PLR0913 -- one parameter per option
     """Find and prove the settings that do the same work for fewer joules.
 
     WORKLOAD is a Python file with a `workload` object, or a negawatt.toml with shell commands.
-    Writes plan.json and report.html to --out. Exit code 0: a saving was shown; 1: none was.
+    Writes plan.json and report.html to --out. Exit code 0: a saving over the competent default was shown in at least
+    one phase (over the naive default where the two are the same); 1: none was.
     """
     from negawatt.ledger.store import Ledger
     from negawatt.plan.planner import make_plan
@@ -75,7 +86,16 @@ def command(  # noqa: PLR0913 -- one parameter per option
         click.echo(json.dumps(to_json(plan), indent=1, allow_nan=False))
     else:
         _print(plan, out)
-    sys.exit(0 if any(saving.shown for phase in plan.phases for saving in phase.savings) else 1)
+    sys.exit(0 if any(_headline_shown(phase) for phase in plan.phases) else 1)
+
+
+def _headline_shown(phase: PhasePlan) -> bool:
+    from negawatt.core.saving import Baseline
+
+    saving = phase.saving(Baseline.COMPETENT) or (
+        phase.saving(Baseline.NAIVE) if phase.competent == phase.naive else None
+    )
+    return saving is not None and saving.shown
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
@@ -96,6 +116,7 @@ def _write(plan: Plan, out: Path) -> None:
             part.write_text(text, encoding="utf-8")
             part.replace(out / name)
         except OSError as error:
+            part.unlink(missing_ok=True)
             raise NegawattError(
                 f"cannot write {out / name}: {error.strerror}",
                 "the plan itself is safe: it is in the ledger",
@@ -111,7 +132,7 @@ def _print(plan: Plan, out: Path) -> None:
     console = Console(highlight=False)
     console.print(render(plan, width=console.width))
     console.print(f"\nWritten: {out / 'plan.json'}, {out / 'report.html'}", soft_wrap=True)
-    console.print(f"Use it:  negawatt apply {out / 'plan.json'}", soft_wrap=True)
+    console.print(f"Use it:  negawatt apply {shlex.quote(str(out / 'plan.json'))}", soft_wrap=True)
 
 
 @final
@@ -125,6 +146,7 @@ class _Progress:
         self._end_s = time.monotonic() + budget_s
         self._live = self._console.is_terminal
         self._text = ""
+        self._heard = True
         self._status = self._console.status("starting") if self._live else None
 
     def __enter__(self) -> _Progress:
@@ -156,14 +178,22 @@ class _Progress:
         else:
             line = f"failed ({error.kind}): {error.message.splitlines()[0]}" if error else ""
         what = f"  {event.trial.phase} {event.trial.role}: {event.setting}"
-        self._console.print(f"{what}: {line}", markup=False, soft_wrap=True)
+        self._print(f"{what}: {line}")
 
     def _show(self, step: str) -> None:
-        left_s = max(0.0, self._end_s - time.monotonic())
-        text = f"{self._text}{step}; at most {left_s // 60:.0f}:{left_s % 60:02.0f} left"
+        minutes, seconds = divmod(round(max(0.0, self._end_s - time.monotonic())), 60)
+        text = f"{self._text}{step}; at most {minutes}:{seconds:02} left"
         if self._status:
             from rich.text import Text
 
             self._status.update(Text(text))
-        elif not step and not os.environ.get("NEGAWATT_QUIET"):
-            self._console.print(text, markup=False, soft_wrap=True)
+        elif not step:
+            self._print(text)
+
+    def _print(self, line: str) -> None:
+        """Print a line; once nobody reads any more, the plan goes on in silence."""
+        if self._heard:
+            try:
+                self._console.print(line, markup=False, soft_wrap=True)
+            except (OSError, ValueError, SystemExit):  # rich turns a broken pipe into SystemExit
+                self._heard = False

@@ -73,7 +73,7 @@ def apply_plan(plan: Plan, out: Path, ledger: Ledger, watch: Callable[[Event], N
         UsageError: if the workload no longer offers what the plan sets.
         WorkloadError: if the workload fails under the plan.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    _check_plan(plan, out)
     setup = Setup(path=Path(plan.path), quality_bound=plan.keep.bound, levers=_levers(plan))
     campaign = f"apply-{plan.created_utc}"
     with Bench(
@@ -99,9 +99,27 @@ def apply_plan(plan: Plan, out: Path, ledger: Ledger, watch: Callable[[Event], N
             state = save_to if phase.phase is Phase.TRAIN else state
             applied.append(_judged(plan, phase, trial, trial.measurement, this_host()))
             body = {"plan_created_utc": plan.created_utc, **to_json(applied[-1])}
-            ledger.append("apply", body, workload=plan.workload, phase=phase.phase, campaign=campaign,
-                          energy_j=trial.measurement.energy_j, source=trial.measurement.source)  # fmt: skip
+            # The joules are in the bench's record of the trial, and must not be counted twice.
+            ledger.append("apply", body, workload=plan.workload, phase=phase.phase, campaign=campaign)
     return tuple(applied)
+
+
+def _check_plan(plan: Plan, out: Path) -> None:
+    phases = [phase.phase for phase in plan.phases]
+    settings = [setting.phase for phase in plan.phases for setting in (phase.naive, phase.competent, phase.setting)]
+    if not phases or len(set(phases)) < len(phases) or settings != [phase for phase in phases for _ in range(3)]:
+        raise UsageError(
+            f"a plan with the phases {[str(phase) for phase in phases]} and settings of {[str(s) for s in settings]}",
+            "each phase is run once under a setting of its own",
+            f"plan again: `negawatt plan {plan.path}`",
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "workload.log").touch()
+    except OSError as error:
+        raise UsageError(
+            f"--out {out}: {error.strerror}", "the model and the workload's output go there", "name another folder"
+        ) from None
 
 
 def _levers(plan: Plan) -> tuple[str, ...]:
@@ -126,19 +144,38 @@ def _check_offered(setting: Setting, offered: set[Choice], plan: Plan) -> None:
 def _judged(plan: Plan, phase: PhasePlan, trial: Trial, now: Measurement, host: Host) -> Applied:
     """Compare one run with the baseline's proof runs: a prediction interval for the log ratio of single runs."""
     best = next((s for s in phase.savings if s.shown), None)
+    if best is None and (missed := _missed_quality(plan, phase.setting, now)):
+        return Applied(phase=phase.phase, trial=trial, against=None, saving=None, held=Held.NOT_HELD, reason=missed)
     if best is None:
         reason = "the plan found nothing that saves energy in this phase"
         held = Held.NOTHING_CLAIMED
         return Applied(phase=phase.phase, trial=trial, against=None, saving=None, held=held, reason=reason)
     setting = phase.competent if best.against is Baseline.COMPETENT else phase.naive
-    base = [t.measurement for t in plan.trials if t.setting == setting and t.role is Role.PROOF and t.measurement]
+    base = _proof_runs(plan, setting)
     if host.fingerprint() != plan.host.fingerprint():
         held, reason = Held.NOT_COMPARABLE, f"the plan was made on another host ({plan.host.name})"
+    elif len(base) < 2 or min(m.energy_j for m in (*base, now)) <= 0:
+        held, reason = Held.NOT_COMPARABLE, f"the plan holds {len(base)} usable runs of the {best.against} default"
     elif base[0].scopes != now.scopes or base[0].source != now.source:
         held, reason = Held.NOT_COMPARABLE, "other sensors are at work than when the plan was made"
     else:
         return _compared(plan, phase, trial, now, base, best.against)
     return Applied(phase=phase.phase, trial=trial, against=best.against, saving=None, held=held, reason=reason)
+
+
+def _proof_runs(plan: Plan, setting: Setting) -> list[Measurement]:
+    return [t.measurement for t in plan.trials if t.setting == setting and t.role is Role.PROOF and t.measurement]
+
+
+def _missed_quality(plan: Plan, baseline: Setting, now: Measurement) -> str:
+    """Why the quality promise is not kept: below the bound, or by more than the margin below the baseline's runs."""
+    floor = plan.keep.bound
+    if floor is None:
+        known = [m.quality for m in _proof_runs(plan, baseline) if m.quality is not None]
+        floor = sum(known) / len(known) - plan.keep.margin if known else -math.inf
+    if now.quality is not None and now.quality >= floor:
+        return ""
+    return f"{plan.keep.metric} is {now.quality}, below {floor:.4g}"
 
 
 def _compared(
@@ -150,11 +187,8 @@ def _compared(
     ratio = mean - math.log(now.energy_per_work_j)
     half = t_quantile(1 - (1 - _LEVEL_FRACTION) / 2, n - 1) * sd * math.sqrt(1 + 1 / n)
     saving = Interval(value=-math.expm1(-ratio), low=-math.expm1(-ratio + half), high=-math.expm1(-ratio - half))
-    floor = plan.keep.bound
-    if floor is None:
-        floor = sum(m.quality or 0.0 for m in base) / n - plan.keep.margin
-    if now.quality is None or now.quality < floor:
-        held, reason = Held.NOT_HELD, f"{plan.keep.metric} is {now.quality}, below {floor:.4g}"
+    if missed := _missed_quality(plan, phase.competent if against is Baseline.COMPETENT else phase.naive, now):
+        held, reason = Held.NOT_HELD, missed
     elif saving.low > 0:
         held, reason = Held.HELD, f"less than the {against} default's {n} runs, beyond their scatter"
     else:
