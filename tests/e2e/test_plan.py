@@ -71,7 +71,8 @@ def test_a_saving_is_found_proven_and_holds(negawatt, toy, tmp_path):
     assert json.loads((tmp_path / "negawatt-plan/plan.json").read_text()) == plan
     (phase,) = plan["phases"]
     assert [c["value"] for c in phase["setting"]["choices"] if c["lever"] == "runtime"] == ["quick"]
-    (saving,) = phase["savings"]
+    saving, same = phase["savings"]
+    assert (saving["against"], same["against"]) == ("competent", "naive")
     assert saving["verdict"] == "indicative"
     assert 0.6 < saving["fraction"] < 0.95
     assert saving["ci_low"] > 0
@@ -189,3 +190,20 @@ def test_trials_of_another_version_are_not_taken(negawatt, toy, tmp_path):
     (tmp_path / "helper.py").write_text("x = 2")
     again = negawatt("plan", tmp_path / "toy.py", "--lever", "runtime", "--budget", "30s")
     assert "interrupted plan" not in again.stderr
+
+
+@pytest.mark.slow
+def test_a_candidate_that_crashes_in_the_proof_is_refused(negawatt, toy, tmp_path):
+    """A setting that fails in one of its proof runs is never the plan, however much the others saved."""
+    path = toy(0.1)
+    crash = """
+        if params["runtime"] == "quick":
+            with open("count", "a") as file: file.write("x")
+            if len(open("count").read()) > 10: raise MemoryError("too much")
+        return dict(params)"""
+    path.write_text(path.read_text().replace(" return dict(params)", crash))
+    done = negawatt("plan", path, "--lever", "runtime", "--budget", "60s")
+    assert done.returncode == 1, done.stdout
+    (phase,) = json.loads((tmp_path / "negawatt-plan/plan.json").read_text())["phases"]
+    assert phase["setting"] == phase["competent"] != phase["candidate"]
+    assert "too much" in phase["savings"][0]["reasons"][-1]

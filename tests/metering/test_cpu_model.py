@@ -62,7 +62,7 @@ def test_idle_is_charged_and_doubt_is_stated(load: float, time_s: float) -> None
     reading = estimate(load, time_s)
     assert CPUS * IDLE_W * time_s * (1 - 1e-9) <= reading.energy_j <= CPUS * FULL_W * time_s * (1 + 1e-9)
     assert min(reading.corners_j) * (1 - 1e-9) <= reading.energy_j <= max(reading.corners_j) * (1 + 1e-9)
-    assert len(reading.corners_j) == 4
+    assert len(reading.corners_j) == 10
     assert (reading.source, reading.gain_sd_fraction) == (Source.ESTIMATED, 0.5)
     assert reading.random_sd_j > 0
 

@@ -170,17 +170,10 @@ def test_numpy_numbers_are_plain_numbers(run, tmp_path, write):
     assert trial.measurement is not None, trial.error
 
 
-def test_an_incomplete_block_is_run_again(bench, write, as_is, ledger):
-    """Of a mirrored block that was interrupted nothing is used, of a complete one everything; warm-ups never."""
+def test_a_proof_is_never_resumed(bench, write, as_is, ledger):
+    """Blocks cancel drift only between neighbouring runs, so those of an earlier session are not used."""
     on = bench(write())
-    first, second = as_is(on.ready()), as_is(on.ready(), batch_size=2)
-
-    def proof(setting, block, role=Role.PROOF):
-        on.trial(setting, split=Split.REPORT, seed=0, role=role, block=block)
-
-    proof(first, -1, Role.WARMUP)
-    for setting in (first, second, second, first):
-        proof(setting, 0)
-    for setting in (second, first, first):
-        proof(setting, 1)
-    assert [(t.role, t.block) for t in recorded_trials(ledger, "test")] == [(Role.PROOF, 0)] * 4
+    setting = as_is(on.ready())
+    for role in (Role.SEARCH, Role.WARMUP, Role.PROOF):
+        on.trial(setting, split=Split.REPORT, seed=0, role=role)
+    assert [t.role for t in recorded_trials(ledger, "test")] == [Role.SEARCH]

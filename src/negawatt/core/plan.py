@@ -136,9 +136,8 @@ class Plan:
     def proven_lifetime_saving(self, against: Baseline) -> Saving | None:
         """The lifetime saving with its interval, from the proofs of the phases; None if a phase was not proven.
 
-        Each phase's interval counts by its share of the baseline's lifetime energy. The phases were proven in runs of
-        their own, so their errors are independent and add in quadrature. A phase in which the plan equals the baseline
-        adds none.
+        Each phase's interval counts by its share of the baseline's lifetime energy. The phases share the meter and its
+        model, so their errors are added as if they were one. A phase in which the plan equals the baseline adds none.
         """
         base, fraction = self.lifetimes.get(str(against)), self.lifetime_saving(against)
         if base is None or fraction is None:
@@ -156,8 +155,8 @@ class Plan:
         if not savings:
             return None
         parts = [(shares[saving.phase], saving) for saving in savings if saving.phase is not None]
-        low = fraction - math.hypot(*(share * (saving.fraction - saving.ci_low) for share, saving in parts))
-        high = fraction + math.hypot(*(share * (saving.ci_high - saving.fraction) for share, saving in parts))
+        low = fraction - math.fsum(share * (saving.fraction - saving.ci_low) for share, saving in parts)
+        high = fraction + math.fsum(share * (saving.ci_high - saving.fraction) for share, saving in parts)
         evidence = weakest(saving.evidence for saving in savings)
         shown = Verdict.VERIFIED if evidence.measured else Verdict.INDICATIVE
         return Saving(

@@ -62,9 +62,8 @@ class Reading:
         gain_sd_fraction: standard deviation of the sensor's unknown factor.
         offset_sd_w: standard deviation of the sensor's unknown constant [W].
         corners_j: for estimated and modelled energy, the same window priced at each corner of the model's parameter
-            range, in an order fixed by the sensor; empty for measured energy [J]. A saving that holds at every corner
-            holds over the whole range if the ratio of two such energies is monotone in each parameter, as it is in
-            the idle power of a model that is linear in it.
+            range, in an order fixed by the sensor; empty for measured energy [J]. Where the ratio of two energies is
+            not monotone in a parameter, the sensor gives points between the ends too.
     """
 
     scope: str
@@ -104,7 +103,12 @@ def disjoint(scopes: Iterable[str]) -> None:
     seen: list[str] = []
     for scope in scopes:
         for other in seen:
-            if scope == other or scope.startswith(other + "/") or other.startswith(scope + "/"):
+            if (
+                "host" in (scope, other)
+                or scope == other
+                or scope.startswith(other + "/")
+                or other.startswith(scope + "/")
+            ):
                 raise ScopeMismatchError(
                     f"scopes {other!r} and {scope!r} overlap",
                     "adding them would count the same joules twice",

@@ -74,7 +74,10 @@ def apply_plan(plan: Plan, out: Path, ledger: Ledger, watch: Callable[[Event], N
         WorkloadError: if the workload fails under the plan.
     """
     _check_plan(plan, out)
-    setup = Setup(path=Path(plan.path), quality_bound=plan.keep.bound, levers=_levers(plan))
+    sensors = {reading.sensor for t in plan.trials if t.measurement for reading in t.measurement.readings}
+    setup = Setup(
+        path=Path(plan.path), quality_bound=plan.keep.bound, levers=_levers(plan), sensors=tuple(sorted(sensors))
+    )
     campaign = f"apply-{plan.created_utc}"
     with Bench(
         setup=setup, ledger=ledger, campaign=campaign, log=out / "workload.log", watch=watch,
@@ -181,11 +184,12 @@ def _missed_quality(plan: Plan, baseline: Setting, now: Measurement) -> str:
 def _compared(
     plan: Plan, phase: PhasePlan, trial: Trial, now: Measurement, base: list[Measurement], against: Baseline
 ) -> Applied:
+    # Each block holds two runs of the baseline, which are not independent: the degrees of freedom are those of blocks.
     logs = [math.log(m.energy_per_work_j) for m in base]
     n, mean = len(logs), math.fsum(logs) / len(logs)
     sd = math.sqrt(math.fsum((x - mean) ** 2 for x in logs) / (n - 1))
     ratio = mean - math.log(now.energy_per_work_j)
-    half = t_quantile(1 - (1 - _LEVEL_FRACTION) / 2, n - 1) * sd * math.sqrt(1 + 1 / n)
+    half = t_quantile(1 - (1 - _LEVEL_FRACTION) / 2, n // 2 - 1 or 1) * sd * math.sqrt(1 + 1 / n)
     saving = Interval(value=-math.expm1(-ratio), low=-math.expm1(-ratio + half), high=-math.expm1(-ratio - half))
     if missed := _missed_quality(plan, phase.competent if against is Baseline.COMPETENT else phase.naive, now):
         held, reason = Held.NOT_HELD, missed

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -19,7 +19,7 @@ from negawatt.core.errors import WorkloadError
 from negawatt.core.lever import Choice, Setting
 from negawatt.core.measurement import Measurement
 from negawatt.core.plan import Keep, NotMeasured, PhasePlan
-from negawatt.core.saving import Baseline, Saving
+from negawatt.core.saving import Baseline, Saving, Verdict
 from negawatt.core.trial import Role, Trial, TrialError
 from negawatt.core.workload import Phase, Split
 from negawatt.search.bench import Bench
@@ -85,6 +85,7 @@ class PhasePlanner:
         self._floor = keep.bound
         self._competent_time_s: float | None = None
         self._left_out: list[NotMeasured] = []
+        self._failed = ""
 
     def plan(self, deadline: float) -> PhaseResult:
         """Search, then prove, until `deadline` on the monotonic clock [s].
@@ -106,6 +107,7 @@ class PhasePlanner:
         self._competent_time_s = self._mean(competent, lambda m: m.time_per_work_s)
         self._note(f"{self._phase}: the least energy")
         candidate, steps = self._explore(competent, search_until, lambda m: m.energy_per_work_j, competent_only=False)
+        competent = self._fastest_competent(competent)
         arms = {PLAN: candidate, str(Baseline.COMPETENT): competent, str(Baseline.NAIVE): naive}
         return self._proven(arms, steps, deadline)
 
@@ -137,9 +139,11 @@ class PhasePlanner:
             )
         return trial.measurement
 
+    def _promised(self, m: Measurement) -> bool:
+        return self._floor is None or (m.quality is not None and m.quality >= self._floor)
+
     def _feasible(self, m: Measurement) -> bool:
-        floor = self._floor
-        if floor is not None and (m.quality is None or m.quality < floor):
+        if not self._promised(m):
             return False
         if self._max_slowdown is None or self._competent_time_s is None:
             return True
@@ -209,6 +213,16 @@ class PhasePlanner:
         ]
         return sum(found) / len(found)
 
+    def _fastest_competent(self, known: Setting) -> Setting:
+        """The fastest feasible setting of competent choices among all that were tried, whatever stage tried it."""
+        tried = {
+            t.setting: self._mean(t.setting, lambda m: m.time_per_work_s)
+            for t in self._bench.trials
+            if t.phase == self._phase and t.role is Role.SEARCH and t.measurement is not None
+            and all(choice.competent for choice in t.setting.choices) and self._promised(t.measurement)
+        }  # fmt: skip
+        return min(tried, key=lambda setting: tried[setting], default=known)
+
     # -- proof -----------------------------------------------------------------------------------------------------
 
     def _proven(self, arms: dict[str, Setting], steps: tuple[Setting, ...], deadline: float) -> PhaseResult:
@@ -218,6 +232,8 @@ class PhasePlanner:
         setting = candidate
         if len(distinct) > 1:
             savings, setting = self._savings(self._run_blocks(distinct, deadline), arms)
+        if naive == competent:
+            savings += [replace(s, against=Baseline.NAIVE) for s in savings if s.against is Baseline.COMPETENT]
         plan = PhasePlan(
             phase=self._phase,
             naive=naive,
@@ -271,7 +287,8 @@ class PhasePlanner:
             runs = [(arm, self._proof_trial(arms, arm, Role.PROOF, number)) for arm in order]
             for arm, trial in runs:
                 if trial.error is not None:
-                    return self._cut_short(proof, f"the {arm} arm failed: {trial.error.message}")
+                    self._failed = f"A run of the {arm} setting failed in block {number + 1}: {trial.error.message}"
+                    return self._cut_short(proof, self._failed)
             proof.tell([(arm, trial.measurement) for arm, trial in runs if trial.measurement is not None])
             block_s = time.monotonic() - began if number else block_s
         return proof
@@ -301,12 +318,20 @@ class PhasePlanner:
         proof.stop_now()
         if proof.blocks < 2:
             return [], arms[str(Baseline.COMPETENT)]
+        if self._failed:  # the blocks before it would be those that happened to survive
+            refused = [
+                replace(s, verdict=Verdict.NOT_SHOWN, reasons=(*s.reasons, self._failed)) for s in self._all(proof)
+            ]
+            return refused, arms[str(Baseline.COMPETENT)]
         against = [baseline for baseline in (Baseline.COMPETENT, Baseline.NAIVE) if baseline in proof.arms]
         headline = proof.saving(against[0])
         if against[0] is Baseline.NAIVE or headline.shown:
             return [headline, *(proof.saving(baseline) for baseline in against[1:])], arms[PLAN]
         fallback = [proof.saving(baseline, of=str(Baseline.COMPETENT)) for baseline in against[1:]]
         return [headline, *fallback], arms[str(Baseline.COMPETENT)]
+
+    def _all(self, proof: Proof) -> list[Saving]:
+        return [proof.saving(baseline) for baseline in (Baseline.COMPETENT, Baseline.NAIVE) if baseline in proof.arms]
 
     def _state(self, setting: Setting, distinct: Mapping[str, Setting]) -> Path | None:
         """A model trained under the plan's setting; one more run if the proof left none."""
@@ -319,5 +344,6 @@ class PhasePlanner:
         trial = self._bench.trial(
             setting, split=Split.REPORT, seed=self._seed, role=Role.APPLY, load_from=self._state_in, save_to=path
         )
-        self._checked(trial)
+        if trial.measurement is None:
+            self._checked(trial)
         return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,8 +31,8 @@ from negawatt.plan.request import Request
 from negawatt.search.bench import Bench, Event, recorded_trials
 from negawatt.search.worker import Ready, Setup
 
-_PROGRAM = {".py", ".toml", ".sh", ".json", ".yaml", ".yml", ".cfg", ".ini", ".js", ".c", ".cc", ".rs", ".go"}
-"""Files whose change makes a workload another one."""
+_PROGRAM = {".py", ".toml", ".sh"}
+"""Files beside the workload whose change makes it another one."""
 _TRAIN_SHARE = 0.72
 """Part of the time budget for training where both phases are planned; what it leaves goes to inference."""
 
@@ -79,13 +79,15 @@ def make_plan(request: Request, ledger: Ledger, watch: Callable[[Event], None], 
             note(f"going on with {len(old)} trials of an interrupted plan (--fresh would ignore them)")
         bench.resume(old)
         earlier_j = sum(t.measurement.energy_j for t in old if t.measurement)
-        with _recorded(ledger, campaign, ready.name, resumed=bool(old)):
-            models = request.out / "models" / campaign
-            results = _phases(request, ready, keep, bench, models, deadline, note)
+        ledger.append("campaign", {"state": "open", "resumed": bool(old)}, workload=ready.name, campaign=campaign)
+        models = request.out / "models" / campaign
+        shutil.rmtree(models, ignore_errors=True)  # of an earlier run, trained under other settings
+        results = _phases(request, ready, keep, bench, models, deadline, note)
         search_time_s = window.time_s
         search_j = total(window.stop(), window.time_s)[0] + earlier_j
     plan = _assemble(request, ready, keep, host, results, bench.trials, search_j, search_time_s)
     ledger.append("plan", to_json(plan), workload=ready.name, campaign=campaign, energy_j=search_j, source="")
+    ledger.append("campaign", {"state": "closed"}, workload=ready.name, campaign=campaign)  # no longer resumed
     return plan
 
 
@@ -104,24 +106,20 @@ def _campaign(request: Request, host: Host) -> str:
     """Identity of a plan: the same file, promise and choices on the same host."""
     path = request.path / "negawatt.toml" if request.path.is_dir() else request.path
     asked = [
-        negawatt.__version__, str(path.resolve()), _digest(path.resolve().parent, request.out.resolve()),
+        negawatt.__version__, str(path.resolve()), _digest(path.resolve()),
         to_json(request.promise), request.max_slowdown, list(request.levers), list(request.sensors), request.seed,
         host.fingerprint(), str(request.out.resolve()),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
-def _digest(folder: Path, out: Path) -> str:
+def _digest(workload: Path) -> str:
     """Hash of the program text beside the workload, so that trials of another version are never taken for its own."""
     digest = hashlib.sha256()
-    for root, folders, names in os.walk(folder):
-        here = Path(root)
-        hidden = {name for name in folders if name.startswith(".") or (here / name / "pyvenv.cfg").exists()}
-        folders[:] = sorted(name for name in set(folders) - hidden if (here / name).resolve() != out)
-        for name in sorted(names):
-            file = here / name
-            if file.suffix in _PROGRAM and file.is_file():
-                digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    beside = sorted(workload.parent.iterdir()) if workload.is_file() else []
+    for file in beside:
+        if file.suffix in _PROGRAM and file.is_file():
+            digest.update(f"{file.name}\0".encode() + file.read_bytes())
     return digest.hexdigest()
 
 
@@ -151,14 +149,6 @@ def _keep(request: Request, ready: Ready) -> Keep:
             f'write --keep "{ready.quality}>=..."',
         )
     return Keep(metric=ready.quality, bound=promise.bound, margin=promise.margin)
-
-
-@contextmanager
-def _recorded(ledger: Ledger, campaign: str, workload: str, *, resumed: bool) -> Iterator[None]:
-    """Mark the campaign open, and closed when it ran to its end: only an open one is resumed."""
-    ledger.append("campaign", {"state": "open", "resumed": resumed}, workload=workload, campaign=campaign)
-    yield
-    ledger.append("campaign", {"state": "closed"}, workload=workload, campaign=campaign)
 
 
 def _phases(

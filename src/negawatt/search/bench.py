@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -134,7 +133,9 @@ class Bench:
         self._watch(Event(setting=setting, role=role))
         began = datetime.now(UTC).isoformat(timespec="seconds")
         task = Task(setting=setting, split=split, seed=seed, load_from=load_from, save_to=save_to)
+        started_s = time.monotonic()
         result = self._run(task, role)
+        took_s = time.monotonic() - started_s
         trial = Trial(
             setting=setting,
             split=split,
@@ -155,14 +156,13 @@ class Bench:
             source=trial.measurement.source if trial.measurement else "",
         )
         self._keep(trial)
+        if trial.measurement:  # loading, export and evaluation included, which the measured window leaves out
+            self._slowest_s[trial.phase] = max(self._slowest_s.get(trial.phase, 0.0), took_s)
         self._watch(Event(setting=setting, role=role, trial=trial))
         return trial
 
     def _keep(self, trial: Trial) -> None:
         self.trials.append(trial)
-        if trial.measurement:
-            slowest_s = self._slowest_s.get(trial.phase, 0.0)
-            self._slowest_s[trial.phase] = max(slowest_s, trial.measurement.time_s)
 
     def _limit_s(self, setting: Setting) -> float:
         if self._trial_limit_s is not None:
@@ -195,13 +195,14 @@ class Bench:
 
 
 def recorded_trials(ledger: Ledger, campaign: str) -> list[Trial]:
-    """Good trials since the campaign last ran to its end; of proof blocks, only complete ones; no warm-ups."""
+    """Good search trials since the campaign last ran to its end.
+
+    A proof is made anew: its blocks cancel drift only between runs that were made next to each other.
+    """
     records = ledger.records(campaign=campaign)
     closed = [i for i, r in enumerate(records) if r.kind == "campaign" and r.body["state"] == "closed"]
     trials = [from_json(Trial, r.body) for r in records[closed[-1] + 1 if closed else 0 :] if r.kind == "trial"]
-    runs = Counter((t.phase, t.block, t.setting) for t in trials if t.role is Role.PROOF)
-    broken = {(phase, block) for (phase, block, _), n in runs.items() if n != 2}  # mirrored: twice each
-    return [t for t in trials if t.measurement and t.role is not Role.WARMUP and (t.phase, t.block) not in broken]
+    return [t for t in trials if t.measurement and t.role is Role.SEARCH]
 
 
 @final
@@ -218,8 +219,12 @@ class _Worker:
             )  # fmt: skip
         self._link = Connection(ours.detach())
         self._log = log
-        self._link.send(setup)
-        first = self._receive(time.monotonic() + _LOAD_LIMIT_S)
+        try:
+            self._link.send(setup)
+            first = self._receive(time.monotonic() + _LOAD_LIMIT_S)
+        except BaseException:  # Ctrl-C while it loads
+            self.close()
+            raise
         if not isinstance(first, Ready):
             self.close()
             raise _not_loaded(first, setup, log)
@@ -259,8 +264,11 @@ class _Worker:
         return None
 
     def _died(self) -> TrialError:
-        code = self._process.wait(timeout=_GRACE_S)
-        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        try:
+            code = self._process.wait(timeout=_GRACE_S)
+            how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        except subprocess.TimeoutExpired:
+            how = "its link closed, though it runs on"
         return TrialError(
             kind="died", message=f"the worker process ended in the middle ({how})", detail=_tail(self._log)
         )

@@ -147,7 +147,7 @@ class Command:
             except GeneratorExit:  # stopped early: the command saves its model, and may report on it, before it ends
                 if spec.stop_signal is not None:
                     _ask_to_end(process, spec.stop_signal)
-                for step, line in enumerate(_lines(report, 0)):
+                for step, line in enumerate(filter(bytes.strip, _lines(report, 0))):
                     _progress(line, state, step)
                 if process.returncode:
                     raise _failed(text, process.returncode) from None
@@ -305,6 +305,8 @@ def _knobs(path: Path, phase: Phase, tables: Any) -> list[Knob]:  # noqa: ANN401
         raise _malformed(path, f"[{phase}] knobs is not a table", f"write [{phase}.knobs.NAME]")
     knobs = []
     for name, table in tables.items():
+        if name in _FIELDS:
+            raise _malformed(path, f"[{phase}.knobs.{name}]", f"{{{name}}} is negawatt's own; call the knob otherwise")
         if not isinstance(table, dict) or not {"default", "choices"} <= set(table) <= {
             "default",
             "choices",

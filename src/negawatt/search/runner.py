@@ -79,6 +79,7 @@ class RunContext:
     def metered(self, meter: Meter) -> Iterator[list[Any]]:
         """A window; the yielded list is filled with (readings, time_s, power_curve) at its end."""
         result: list[Any] = []
+        self._own.clear()
         _wait_for_accelerator()
         self.window = meter.start()
         try:

@@ -35,7 +35,7 @@ FULL_W = median(full for _, full in TABLE_W.values())
 GAIN_SD_FRACTION = 0.5
 """CodeCarbon's published profiling against load formulas of this kind: mean absolute error 42 % over 96 points, with
 the processor's rated power known. Here it is not, so 50 % is taken as the standard deviation: an assumption."""
-CORNERS = tuple((idle_fraction, exponent) for idle_fraction in (0.05, 0.7) for exponent in (0.5, 1.5))
+CORNERS = tuple((idle_fraction, exponent) for idle_fraction in (0.05, 0.7) for exponent in (0.5, 0.75, 1.0, 1.25, 1.5))
 """Idle over full power, and k, all priced with the same full power. Assumption: wider than the table (idle 0.16 to 0.32
 of full, k = 1), because other processors, frequency scaling and hyper-threads bend the line both ways."""
 PERIOD_S = 0.5
