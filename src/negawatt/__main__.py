@@ -1,11 +1,10 @@
 """`python -m negawatt` is the command `negawatt`."""
 
-import sys
-
 try:
+    import sys
+
     from negawatt.cli import main
 
-    status = main()
-except KeyboardInterrupt:  # before the command line could take it
-    status = 130
-sys.exit(status)
+    sys.exit(main())
+except KeyboardInterrupt:  # before the command line could take it, or while it ended
+    raise SystemExit(130) from None

@@ -118,6 +118,38 @@ def test_ctrl_c_says_what_was_kept(capsys, boom, ledger_path):
     assert f"kept in {ledger_path}" in capsys.readouterr().err
 
 
+def test_ctrl_c_outside_of_a_command(capsys, monkeypatch):
+    """An interrupt before click can take it ends with 130 too."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(negawatt.cli._group, "main", interrupted)
+    assert main([]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_ctrl_c_during_the_imports():
+    """An interrupt while `python -m negawatt` still imports the command line ends with 130, without a traceback."""
+    code = (
+        "import runpy, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'negawatt.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "runpy.run_module('negawatt', run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
+def test_an_error_of_the_system_is_told_in_three_parts(capsys, boom):
+    """An OSError that a command lets through goes to stderr with exit code 1."""
+    boom.append(OSError(28, "No space left on device"))
+    assert main(["boom"]) == 1
+    assert "No space left on device\n  why it matters: " in capsys.readouterr().err
+
+
 def test_completion_lists_commands_without_importing_them():
     """The shell's completion gets command names from the map."""
     words = {"_NEGAWATT_COMPLETE": "bash_complete", "COMP_WORDS": "negawatt p", "COMP_CWORD": "1"}

@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from negawatt.core.codec import to_json
+from negawatt.core.reading import Source
+from negawatt.core.saving import Baseline, Saving, Verdict
+from negawatt.core.workload import Phase
+
 TOY = """
 from negawatt import Knob, Phase, Split
 
@@ -69,11 +74,14 @@ def test_dry_run_as_json(planned):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda p: p.update(phases=[]), "a plan with the phases"),
-        (lambda p: p.update(phases=p["phases"] * 2), "a plan with the phases"),
-        (lambda p: p["phases"][0].update(phase="train"), "a plan with the phases"),
-        (lambda p: p.update(path="/gone/toy.py"), "no file /gone/toy.py"),
+        (lambda p: p.update(phases=[]), "a plan without phases"),
+        (lambda p: p.update(phases=p["phases"] * 2), "phases of a plan are distinct"),
+        (lambda p: p["phases"][0].update(phase="train"), "settings of the train phase"),
+        (lambda p: p.update(path="/gone/toy.py"), "the workload has moved"),
         (lambda p: p.update(search_j="much"), "search_j"),
+        (lambda p: p.update(search_j=-1.0), "search_j is finite and not negative"),
+        (lambda p: p.update(search_time_s=float("nan")), "search_time_s is finite"),
+        (lambda p: p["lifetimes"]["plan"].update(requests=float("inf")), "lifetime 'plan' is of finite numbers"),
     ],
 )
 def test_edited_plans_are_refused(planned, change, says):
@@ -84,6 +92,63 @@ def test_edited_plans_are_refused(planned, change, says):
     (folder / "edited.json").write_text(json.dumps(plan))
     done = run(planned, "apply", "edited.json")
     assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+
+
+def test_a_plan_nested_too_deeply_is_no_plan(planned):
+    """JSON that Python cannot take in is a usage error."""
+    (planned[0] / "deep.json").write_text("[" * 100_000)
+    done = run(planned, "apply", "deep.json")
+    assert (done.returncode, "there is no plan to carry out" in done.stderr) == (2, True), done.stderr
+
+
+def claiming(planned, measurements: list[dict]) -> Path:
+    """The plan, edited to claim a saving over the competent default, with these proof runs of that default."""
+    folder, _ = planned
+    plan = json.loads((folder / "negawatt-plan/plan.json").read_text())
+    (phase,) = plan["phases"]
+    saving = Saving(
+        phase=Phase.INFER, against=Baseline.COMPETENT, fraction=0.5, ci_low=0.4, ci_high=0.6, level_fraction=0.95, n=4,
+        evidence=Source.ESTIMATED, verdict=Verdict.INDICATIVE,
+    )  # fmt: skip
+    phase["savings"] = [to_json(saving)]
+    trial = plan["trials"][0]
+    plan["trials"] = [
+        {**trial, "setting": phase["competent"], "role": "proof", "split": "report", "measurement": m, "error": None}
+        for m in measurements
+    ]
+    (folder / "claims.json").write_text(json.dumps(plan))
+    return folder / "claims.json"
+
+
+def measured(planned) -> dict:
+    """A measurement of the plan."""
+    plan = json.loads((planned[0] / "negawatt-plan/plan.json").read_text())
+    return next(t["measurement"] for t in plan["trials"] if t["measurement"])
+
+
+def without_energy(m: dict) -> dict:
+    """The same run with no joules."""
+    return {**m, "readings": [{**reading, "energy_j": 0.0} for reading in m["readings"]]}
+
+
+@pytest.mark.parametrize(
+    "runs", [lambda m: [], lambda m: [m], lambda m: [without_energy(m)] * 2], ids=["none", "one", "no energy"]
+)
+def test_too_few_proof_runs_are_not_comparable(planned, runs):
+    """Without two proof runs of the baseline that took energy, the saving is not comparable, and the reason is told."""
+    done = run(planned, "apply", str(claiming(planned, runs(measured(planned)))))
+    assert done.returncode == 1, done.stderr
+    assert "not comparable: the plan holds" in done.stdout
+
+
+def test_a_run_is_counted_once(planned):
+    """The joules of a run are in the bench's record of the trial, and not in the record of the apply as well."""
+    assert run(planned, "apply", "negawatt-plan/plan.json").returncode == 0
+    records = [json.loads(line) for line in run(planned, "ledger", "export").stdout.splitlines()]
+    *_, trial = (record for record in records if record["kind"] == "trial")
+    *_, applied = (record for record in records if record["kind"] == "apply")
+    assert (trial["campaign"], trial["energy_j"] > 0) == (applied["campaign"], True)
+    assert applied["energy_j"] is None
 
 
 def test_a_folder_that_cannot_be_made(planned):
@@ -103,6 +168,27 @@ def test_a_full_disk_behind_stdout(planned, command):
     assert done.returncode == 1
     assert b"what to do:" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["ledger", "export"], ["--help"]])
+@pytest.mark.parametrize("redirect", [">&-", "2>&-", "| true", "2>&1 >/dev/full | true"])
+def test_streams_that_are_closed_give_no_traceback(planned, command, redirect):
+    """Closed streams and readers that leave end the command quietly, also when Python shuts down."""
+    folder, env = planned
+    line = f"{sys.executable} -m negawatt {' '.join(command)} {redirect}"
+    done = subprocess.run(["bash", "-c", line], cwd=folder, env=env, capture_output=True, text=True)
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "Exception ignored" not in done.stdout + done.stderr
+
+
+def test_a_mistake_keeps_its_exit_code_where_it_cannot_be_told(planned):
+    """A full stderr costs the message of a usage error, not its exit code."""
+    folder, env = planned
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "negawatt", "apply", "none.json"], cwd=folder, env=env, stderr=full
+        )
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("value", ["inf", "nan"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, final
 
@@ -101,32 +104,57 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code. A command that calls sys.exit raises SystemExit instead.
     """
     try:
-        status = _group.main(args, prog_name="negawatt", standalone_mode=False)
+        _open_closed()
+        status = _run(args)
     except NegawattError as error:
-        click.echo(f"negawatt: {error}", err=True)
+        _say(f"negawatt: {error}")
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return error.exit_code
     except BrokenPipeError:  # the reader left, as `| head` does
         _silence()
         return 1
     except OSError as error:
         _silence()
-        click.echo(f"negawatt: {NegawattError(str(error), 'not all of the answer was given', 'make room')}", err=True)
+        told = NegawattError(str(error), "not all of the answer was given", "if the disk is full, make room; try again")
+        _say(f"negawatt: {told}")
         return 1
-    except click.Abort:  # click's word for Ctrl-C
-        click.echo(f"negawatt: interrupted; {_kept()}", err=True)
+    except (click.Abort, KeyboardInterrupt):  # Ctrl-C, within click and outside of it
+        _say(f"negawatt: interrupted; {_kept()}")
         return 130
     return status if isinstance(status, int) else 0
 
 
+def _run(args: Sequence[str] | None) -> object:
+    """Run the command, and write out what it printed while an error can still be told."""
+    try:
+        status = _group.main(args, prog_name="negawatt", standalone_mode=False)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return status
+
+
+def _open_closed() -> None:
+    """Give a stream that is closed, as after `>&-`, somewhere to write to: Python has None in its place."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 -- open to the end
+
+
+def _say(text: str) -> None:
+    """Write to stderr; where that fails too, the exit code has to do."""
+    with suppress(OSError):
+        click.echo(text, err=True)
+
+
 def _silence() -> None:
     """Point stdout at nothing, so that Python's own last flush does not fail again."""
-    import os
-    import sys
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError), open(os.devnull, "wb") as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def _kept() -> str:

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, final
@@ -90,12 +91,11 @@ def command(  # noqa: PLR0913 -- one parameter per option
 
 
 def _headline_shown(phase: PhasePlan) -> bool:
+    """Whether the phase counts for the exit code. Over the naive default alone it does not: that is no news."""
     from negawatt.core.saving import Baseline
 
-    saving = phase.saving(Baseline.COMPETENT) or (
-        phase.saving(Baseline.NAIVE) if phase.competent == phase.naive else None
-    )
-    return saving is not None and saving.shown
+    counting = list(Baseline) if phase.competent == phase.naive else [Baseline.COMPETENT]
+    return any(saving.shown and saving.against in counting for saving in phase.savings)
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
@@ -116,12 +116,14 @@ def _write(plan: Plan, out: Path) -> None:
             part.write_text(text, encoding="utf-8")
             part.replace(out / name)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise NegawattError(
                 f"cannot write {out / name}: {error.strerror}",
                 "the plan itself is safe: it is in the ledger",
                 "make room, then `negawatt ledger list --kind plan` and `negawatt ledger show ID`",
             ) from error
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def _print(plan: Plan, out: Path) -> None:
@@ -151,12 +153,14 @@ class _Progress:
 
     def __enter__(self) -> _Progress:
         if self._status:
-            self._status.start()
+            with suppress(OSError, ValueError):  # a terminal that is gone
+                self._status.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._status:
-            self._status.stop()
+            with suppress(OSError, ValueError):
+                self._status.stop()
 
     def note(self, text: str) -> None:
         """Say what begins now."""
@@ -192,8 +196,12 @@ class _Progress:
 
     def _print(self, line: str) -> None:
         """Print a line; once nobody reads any more, the plan goes on in silence."""
-        if self._heard:
-            try:
+        if not self._heard:
+            return
+        try:
+            if self._live:
                 self._console.print(line, markup=False, soft_wrap=True)
-            except (OSError, ValueError, SystemExit):  # rich turns a broken pipe into SystemExit
-                self._heard = False
+            else:  # not through rich: at a broken pipe it would silence stdout as well
+                click.echo(line, err=True)
+        except (OSError, ValueError):
+            self._heard = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -108,13 +109,18 @@ def apply_plan(plan: Plan, out: Path, ledger: Ledger, watch: Callable[[Event], N
 
 
 def _check_plan(plan: Plan, out: Path) -> None:
-    phases = [phase.phase for phase in plan.phases]
-    settings = [setting.phase for phase in plan.phases for setting in (phase.naive, phase.competent, phase.setting)]
-    if not phases or len(set(phases)) < len(phases) or settings != [phase for phase in phases for _ in range(3)]:
+    again = f"plan again: `negawatt plan {shlex.quote(plan.path)}`"
+    if fault := _fault(plan):
+        raise UsageError(fault, "a plan that does not hang together cannot be carried out", again)
+    try:
+        moved = not Path(plan.path).exists()
+    except OSError:  # it cannot be looked at: loading it says why
+        moved = False
+    if moved:
         raise UsageError(
-            f"a plan with the phases {[str(phase) for phase in phases]} and settings of {[str(s) for s in settings]}",
-            "each phase is run once under a setting of its own",
-            f"plan again: `negawatt plan {plan.path}`",
+            f"no file {plan.path}",
+            "the workload has moved since the plan was made, and the plan is of no use without it",
+            "move it back, or plan again where it is now",
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -123,6 +129,27 @@ def _check_plan(plan: Plan, out: Path) -> None:
         raise UsageError(
             f"--out {out}: {error.strerror}", "the model and the workload's output go there", "name another folder"
         ) from None
+
+
+def _fault(plan: Plan) -> str:
+    """What cannot be in a plan that `negawatt plan` wrote; "" if nothing."""
+    phases = [phase.phase for phase in plan.phases]
+    if not phases:
+        return "a plan without phases"
+    if len(set(phases)) < len(phases):
+        return f"the phases of a plan are distinct, got {', '.join(phases)}"
+    for phase in plan.phases:
+        settings = (phase.naive, phase.competent, phase.setting, phase.candidate, *phase.steps)
+        if any(setting.phase != phase.phase for setting in settings):
+            return f"the settings of the {phase.phase} phase are of that phase"
+    for name, value in (("search_j", plan.search_j), ("search_time_s", plan.search_time_s)):
+        if not (math.isfinite(value) and value >= 0):
+            return f"{name} is finite and not negative, got {value}"
+    for name, life in plan.lifetimes.items():
+        parts = (life.train_j or 0.0, life.transform_j, life.infer_per_work_j or 0.0, life.requests)
+        if not all(math.isfinite(part) for part in parts):
+            return f"the lifetime {name!r} is of finite numbers, got {life}"
+    return ""
 
 
 def _levers(plan: Plan) -> tuple[str, ...]:
@@ -175,10 +202,12 @@ def _missed_quality(plan: Plan, baseline: Setting, now: Measurement) -> str:
     floor = plan.keep.bound
     if floor is None:
         known = [m.quality for m in _proof_runs(plan, baseline) if m.quality is not None]
-        floor = sum(known) / len(known) - plan.keep.margin if known else -math.inf
-    if now.quality is not None and now.quality >= floor:
-        return ""
-    return f"{plan.keep.metric} is {now.quality}, below {floor:.4g}"
+        if not known:  # the plan has nothing to hold the run against
+            return ""
+        floor = math.fsum(known) / len(known) - plan.keep.margin
+    if now.quality is None:
+        return f"no {plan.keep.metric} was reported, and at least {floor:.4g} was promised"
+    return "" if now.quality >= floor else f"{plan.keep.metric} is {now.quality}, below {floor:.4g}"
 
 
 def _compared(
