@@ -6,7 +6,6 @@ import json
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -40,7 +39,7 @@ def command(plan_file: Path, out: Path | None, dry_run: bool, as_json: bool) -> 
     from negawatt.ledger.store import Ledger
     from negawatt.report.numbers import energy, percent_interval
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the host is restored
     with Ledger.open() as ledger:
         applied = apply_plan(plan, out or plan_file.parent / "applied", ledger, lambda _: None)
     if as_json:
@@ -54,10 +53,6 @@ def command(plan_file: Path, out: Path | None, dry_run: bool, as_json: bool) -> 
             click.echo(f"  against the {one.against} default: {interval}")
         click.echo(f"  {one.held}: {one.reason}")
     sys.exit(0 if all(one.held in (Held.HELD, Held.NOTHING_CLAIMED) for one in applied) else 1)
-
-
-def _interrupt(_signum: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def read_plan(path: Path) -> Plan:

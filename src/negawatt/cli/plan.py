@@ -10,7 +10,6 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, final
 
 import click
@@ -77,7 +76,7 @@ def command(  # noqa: PLR0913 -- one parameter per option
         trial_limit_s=parse_duration_s(trial_timeout) if trial_timeout else None,
         seed=seed,
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the host is restored, every trial kept
     with Ledger.open() as ledger, _Progress(request.budget_s) as progress:
         plan = make_plan(request, ledger, progress.watch, progress.note)
     _write(plan, out)
@@ -96,11 +95,6 @@ def _headline_shown(phase: PhasePlan) -> bool:
 
     counting = list(Baseline) if phase.competent == phase.naive else [Baseline.COMPETENT]
     return any(saving.shown and saving.against in counting for saving in phase.savings)
-
-
-def _interrupt(_signum: int, _frame: FrameType | None) -> None:
-    """SIGTERM ends a plan the way Ctrl-C does: the worker restores the host, and every trial is kept."""
-    raise KeyboardInterrupt
 
 
 def _write(plan: Plan, out: Path) -> None:

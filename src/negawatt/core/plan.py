@@ -31,6 +31,16 @@ class Keep:
     bound: float | None  # in the unit of the metric
     margin: float  # in the unit of the metric
 
+    def least(self, baseline: float | None) -> float | None:
+        """The least acceptable quality; None if it hangs on a baseline whose quality is not known.
+
+        Args:
+            baseline: quality of the baseline, in the unit of the metric.
+        """
+        if self.bound is not None:
+            return self.bound
+        return None if baseline is None else baseline - self.margin
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lifetime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -66,3 +67,8 @@ class Trial:
     def phase(self) -> Phase:
         """The phase that was run."""
         return self.setting.phase
+
+
+def measurements(trials: Iterable[Trial], setting: Setting, *roles: Role) -> list[Measurement]:
+    """What the good runs of one setting in some roles measured, in order."""
+    return [t.measurement for t in trials if t.setting == setting and t.role in roles and t.measurement is not None]

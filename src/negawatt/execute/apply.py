@@ -16,7 +16,7 @@ from negawatt.core.lever import Choice, Setting
 from negawatt.core.measurement import Measurement
 from negawatt.core.plan import PhasePlan, Plan
 from negawatt.core.saving import Baseline, Interval
-from negawatt.core.trial import Role, Trial
+from negawatt.core.trial import Role, Trial, measurements
 from negawatt.core.workload import Phase, Split
 from negawatt.hardware.host import this_host
 from negawatt.ledger.store import Ledger
@@ -194,17 +194,15 @@ def _judged(plan: Plan, phase: PhasePlan, trial: Trial, now: Measurement, host: 
 
 
 def _proof_runs(plan: Plan, setting: Setting) -> list[Measurement]:
-    return [t.measurement for t in plan.trials if t.setting == setting and t.role is Role.PROOF and t.measurement]
+    return measurements(plan.trials, setting, Role.PROOF)
 
 
 def _missed_quality(plan: Plan, baseline: Setting, now: Measurement) -> str:
     """Why the quality promise is not kept: below the bound, or by more than the margin below the baseline's runs."""
-    floor = plan.keep.bound
-    if floor is None:
-        known = [m.quality for m in _proof_runs(plan, baseline) if m.quality is not None]
-        if not known:  # the plan has nothing to hold the run against
-            return ""
-        floor = math.fsum(known) / len(known) - plan.keep.margin
+    known = [m.quality for m in _proof_runs(plan, baseline) if m.quality is not None]
+    floor = plan.keep.least(math.fsum(known) / len(known) if known else None)
+    if floor is None:  # the plan has nothing to hold the run against
+        return ""
     if now.quality is None:
         return f"no {plan.keep.metric} was reported, and at least {floor:.4g} was promised"
     return "" if now.quality >= floor else f"{plan.keep.metric} is {now.quality}, below {floor:.4g}"

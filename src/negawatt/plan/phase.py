@@ -20,12 +20,12 @@ from negawatt.core.lever import Choice, Setting
 from negawatt.core.measurement import Measurement
 from negawatt.core.plan import Keep, NotMeasured, PhasePlan
 from negawatt.core.saving import Baseline, Saving, Verdict
-from negawatt.core.trial import Role, Trial, TrialError
+from negawatt.core.trial import Role, Trial, TrialError, measurements
 from negawatt.core.workload import Phase, Split
 from negawatt.search.bench import Bench
 from negawatt.tuning.search import CoordinateSearch
 from negawatt.verify.judge import MIN_BLOCKS
-from negawatt.verify.proof import Proof
+from negawatt.verify.proof import PLAN, Proof
 
 _SEARCH_SHARE = 0.45
 """Part of a phase's time that the search may use; the proof has the rest."""
@@ -33,8 +33,6 @@ _MIN_BLOCKS_WITH_NAIVE = 4
 """The slow naive default is only proven against if this many blocks fit with it; else it stays unproven."""
 _OVERHEAD_S = 0.3
 """Time around a trial's window: evaluation, export, restoring [s]; only for predicting what fits."""
-
-PLAN = "plan"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +96,7 @@ class PhasePlanner:
         self._note(f"{self._phase}: the naive default")
         first = self._search_trial(naive, 0)
         base = self._checked(first)
-        if self._floor is None:
-            self._floor = (base.quality or 0.0) - self._keep.margin
+        self._floor = self._keep.least(base.quality)
         search_until = began + _SEARCH_SHARE * (deadline - began)
         half = time.monotonic() + 0.5 * (search_until - time.monotonic())
         self._note(f"{self._phase}: the competent default")
@@ -206,12 +203,8 @@ class PhasePlanner:
         return best, tuple(steps)
 
     def _mean(self, setting: Setting, value: Callable[[Measurement], float]) -> float:
-        found = [
-            value(t.measurement)
-            for t in self._bench.trials
-            if t.setting == setting and t.measurement is not None and t.role is Role.SEARCH
-        ]
-        return sum(found) / len(found)
+        runs = measurements(self._bench.trials, setting, Role.SEARCH)
+        return sum(map(value, runs)) / len(runs)
 
     def _fastest_competent(self, known: Setting) -> Setting:
         """The fastest feasible setting of competent choices among all that were tried, whatever stage tried it."""

@@ -17,11 +17,12 @@ from negawatt.core.codec import to_json
 from negawatt.core.errors import UsageError, WorkloadError
 from negawatt.core.host import Host
 from negawatt.core.lever import Setting
+from negawatt.core.measurement import Measurement
 from negawatt.core.placement import Job, Outcome
 from negawatt.core.plan import SCHEMA, Keep, Lifetime, NotMeasured, PhasePlan, Plan
 from negawatt.core.reading import total, weakest
 from negawatt.core.saving import Baseline
-from negawatt.core.trial import Role, Trial
+from negawatt.core.trial import Role, Trial, measurements
 from negawatt.core.workload import Phase
 from negawatt.hardware.host import this_host
 from negawatt.ledger.store import Ledger
@@ -223,16 +224,11 @@ def _setting(phase: PhasePlan, name: str) -> Setting:
     return {"naive": phase.naive, "competent": phase.competent, "plan": phase.setting}[name]
 
 
-def _mean(trials: list[Trial], setting: Setting, value: str) -> float | None:
+def _mean(trials: list[Trial], setting: Setting, value: Callable[[Measurement], float]) -> float | None:
     """Mean over the proof runs of a setting; over its other runs where it was not in the proof."""
     for roles in ((Role.PROOF,), (Role.SEARCH, Role.APPLY)):
-        found = [
-            float(getattr(t.measurement, value))
-            for t in trials
-            if t.setting == setting and t.role in roles and t.measurement is not None
-        ]
-        if found:
-            return sum(found) / len(found)
+        if runs := measurements(trials, setting, *roles):
+            return sum(map(value, runs)) / len(runs)
     return None
 
 
@@ -240,9 +236,9 @@ def _lifetime(phases: tuple[PhasePlan, ...], name: str, trials: list[Trial], req
     settings = {phase.phase: _setting(phase, name) for phase in phases}
     train, infer = settings.get(Phase.TRAIN), settings.get(Phase.INFER)
     return Lifetime(
-        train_j=_mean(trials, train, "energy_per_work_j") if train else None,
-        transform_j=(_mean(trials, infer, "transform_j") or 0.0) if infer else 0.0,
-        infer_per_work_j=_mean(trials, infer, "energy_per_work_j") if infer else None,
+        train_j=_mean(trials, train, lambda m: m.energy_per_work_j) if train else None,
+        transform_j=(_mean(trials, infer, lambda m: m.transform_j) or 0.0) if infer else 0.0,
+        infer_per_work_j=_mean(trials, infer, lambda m: m.energy_per_work_j) if infer else None,
         requests=requests if infer else 0.0,
     )
 
@@ -256,8 +252,12 @@ def _place(
     if not request.sites:
         why = "no site was named, and none is guessed; describe yours in a file and give --site FILE"
         return (), (*broken, NotMeasured(what="facility overhead, carbon, money", why=why))
-    train_s = sum(_mean(trials, p.setting, "time_per_work_s") or 0.0 for p in phases if p.phase is Phase.TRAIN)
-    infer_s = sum(_mean(trials, p.setting, "time_per_work_s") or 0.0 for p in phases if p.phase is Phase.INFER)
+    train_s = sum(
+        _mean(trials, p.setting, lambda m: m.time_per_work_s) or 0.0 for p in phases if p.phase is Phase.TRAIN
+    )
+    infer_s = sum(
+        _mean(trials, p.setting, lambda m: m.time_per_work_s) or 0.0 for p in phases if p.phase is Phase.INFER
+    )
     sources = [t.measurement.source for t in trials if t.measurement]
     job = Job(
         name=name,

@@ -156,7 +156,7 @@ def keeps_promise(keep: Keep, quality: float | None, baseline: float | None) -> 
     """Whether a quality keeps the promise; None if it, or the baseline it is held against, is not known."""
     if quality is None:
         return None
-    least = keep.bound if keep.bound is not None else None if baseline is None else baseline - keep.margin
+    least = keep.least(baseline)
     return None if least is None else quality >= least - 1e-12
 
 
