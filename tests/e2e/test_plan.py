@@ -87,10 +87,13 @@ def test_a_saving_is_found_proven_and_holds(negawatt, toy, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_saving_is_an_honest_answer(negawatt, toy):
+def test_no_saving_is_an_honest_answer(negawatt, toy, tmp_path):
     """Where every choice costs the same or loses quality, nothing is shown and the exit code is 1."""
     done = negawatt("plan", toy(0.02), "--budget", "40s", "--lever", "runtime")
     assert done.returncode == 1, done.stdout + done.stderr
+    (phase,) = json.loads((tmp_path / "negawatt-plan/plan.json").read_text())["phases"]
+    assert phase["setting"] == phase["competent"]
+    assert not [s for s in phase["savings"] if s["verdict"] in ("verified", "indicative")]
     assert "indicative" not in done.stdout.split("Not measured", maxsplit=1)[0].split("Savings")[0]
 
 

@@ -22,7 +22,8 @@ class Threads:
         phases=(Phase.TRAIN, Phase.INFER),
         order=Order.HOST,
         requires='a knob "threads" of the workload, or an in-process workload and the package threadpoolctl',
-        evidence="two threads on small layers often use twice the CPU seconds for less than twice the speed; measured",
+        evidence="no rule: on the MNIST example with 2 CPUs, two threads took 1.3 times the CPU seconds of one for 1.45 times "
+        "the speed (float32, batches of 200)",
     )
 
     def __init__(self, cpus: int | None = None) -> None:
