@@ -22,8 +22,8 @@ class Threads:
         phases=(Phase.TRAIN, Phase.INFER),
         order=Order.HOST,
         requires='a knob "threads" of the workload, or an in-process workload and the package threadpoolctl',
-        evidence="no rule: on the MNIST example with 2 CPUs, two threads took 1.3 times the CPU seconds of one for 1.45 times "
-        "the speed (float32, batches of 200)",
+        evidence="no rule: on the MNIST example with 2 CPUs, two threads took 1.3 times the CPU seconds of one for "
+        "1.45 times the speed (float32, batches of 200)",
     )
 
     def __init__(self, cpus: int | None = None) -> None:
