@@ -16,6 +16,7 @@ import negawatt.core
 from negawatt.core.lever import Choice, Setting
 from negawatt.core.measurement import Measurement
 from negawatt.core.reading import Reading, Source
+from negawatt.core.run import Work
 from negawatt.core.trial import Role, Trial, TrialError
 from negawatt.core.workload import Knob, Phase, Split
 
@@ -105,6 +106,7 @@ SPECIAL: dict[type, st.SearchStrategy] = {
     Reading: readings(source=Source.ESTIMATED, sensor="cpu-model"),
     Setting: settings_of(),
     Trial: trials(),
+    Work: st.builds(Work, unit=st.text(max_size=5), quantity=positive()),
 }
 
 

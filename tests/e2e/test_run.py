@@ -212,7 +212,7 @@ def test_the_run_is_recorded(tmp_path, ledger_path):
     assert json.loads(file.read_text()) == body
     assert (body["name"], body["argv"], body["exit_code"]) == ("nap", ["sleep", "0.3"], 0)
     (reading,) = (from_json(Reading, data) for data in body["readings"])
-    assert (reading.scope, reading.source, reading.sensor) == ("host/cpu", Source.ESTIMATED, "cpu-model")
+    assert (reading.scope, reading.source, reading.sensor) == ("cpu", Source.ESTIMATED, "cpu-model")
     assert 0.3 <= body["time_s"] < 10
     assert record.energy_j == body["energy_j"] == reading.energy_j > 0
     assert body["power_w"] == pytest.approx(reading.energy_j / body["time_s"])
@@ -220,7 +220,7 @@ def test_the_run_is_recorded(tmp_path, ledger_path):
     assert {left["what"] for left in body["not_measured"]} >= {"rapl", "nvidia"}
     assert "nap: " in ended.stderr
     assert " ± " in ended.stderr
-    assert "host/cpu: " in ended.stderr
+    assert "cpu: " in ended.stderr
     assert "not measured: rapl: " in ended.stderr
     assert "negawatt ledger show 1" in ended.stderr
 

@@ -14,7 +14,7 @@ from negawatt.core.measurement import Measurement
 from negawatt.core.reading import Reading, Source, disjoint, total, weakest
 from strategies import SCOPES, readings
 
-ESTIMATED = readings("host/cpu", "cpu-model", Source.ESTIMATED)
+ESTIMATED = readings("memory", "cpu-model", Source.ESTIMATED)
 
 
 def close(a: Reading, b: Reading) -> bool:
@@ -85,7 +85,14 @@ def test_overlapping_scopes_are_refused(a: str, b: str) -> None:
         disjoint([a, b])
 
 
-@pytest.mark.parametrize(("a", "b"), [("cpu:1", "cpu:10"), ("cpu:0/package", "cpu:0/package-x"), ("gpu", "gpu:0")])
+@pytest.mark.parametrize(("whole", "part"), [("host", "gpu:0"), ("cpu", "cpu:0/dram"), ("gpu:0", "gpu:0/mig-1")])
+def test_a_whole_is_not_added_to_its_part(whole: str, part: str) -> None:
+    """The host, a kind of hardware and one piece of it contain what is below them."""
+    with pytest.raises(ScopeMismatchError, match="overlap"):
+        disjoint([part, whole])
+
+
+@pytest.mark.parametrize(("a", "b"), [("cpu:1", "cpu:10"), ("cpu:0/package", "cpu:0/package-x"), ("gpu", "gpus:0")])
 def test_a_common_beginning_is_not_an_overlap(a: str, b: str) -> None:
     """Paths overlap by their parts, not by their letters."""
     disjoint([a, b])

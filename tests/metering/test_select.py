@@ -34,15 +34,15 @@ def test_no_cpu_model_beside_rapl(tmp_path: Path) -> None:
     assert [probe.scope for probe in open_best(sensors, HOST).probes] == ["cpu:0/package"]
     powercap.permit(allowed=False)
     opened = open_best(sensors, HOST)
-    assert [probe.scope for probe in opened.probes] == ["host/cpu"]
+    assert [probe.scope for probe in opened.probes] == ["cpu"]
     assert [item.what for item in opened.left_out] == ["rapl"]
     assert "sudo chmod" in opened.left_out[0].why
 
 
 def test_a_gpu_counter_does_not_replace_the_cpu_model() -> None:
     """An estimate is left out only where its own kind of hardware is measured."""
-    sensors = {"gpu": scripted("gpu", "gpu:GPU-1"), "model": scripted("model", "host/cpu", fallback=True)}
-    assert [probe.scope for probe in open_best(sensors, HOST).probes] == ["gpu:GPU-1", "host/cpu"]
+    sensors = {"gpu": scripted("gpu", "gpu:GPU-1"), "model": scripted("model", "cpu", fallback=True)}
+    assert [probe.scope for probe in open_best(sensors, HOST).probes] == ["gpu:GPU-1", "cpu"]
 
 
 @pytest.mark.parametrize("opener", [open_best, open_named])
@@ -57,9 +57,9 @@ def test_an_estimate_beside_its_measurement_is_refused_by_name() -> None:
     """Asking for RAPL and the model at once is an error, because it counts the processor twice."""
     sensors = {
         "rapl": scripted("rapl", "cpu:0/package"),
-        "model": scripted("model", "host/cpu", fallback=True, source=Source.ESTIMATED),
+        "model": scripted("model", "cpu", fallback=True, source=Source.ESTIMATED),
     }
-    with pytest.raises(ScopeMismatchError, match="'model' estimates 'host/cpu', and 'cpu:0/package'"):
+    with pytest.raises(ScopeMismatchError, match="'model' covers 'cpu', and 'cpu:0/package'"):
         open_named(sensors, HOST)
 
 

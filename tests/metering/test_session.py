@@ -324,7 +324,7 @@ def test_open_reports_everything_left_out(registered: dict[str, ScriptedSensor])
     clock = ManualClock()
     registered["rapl"] = ScriptedSensor(script=STEPS, clock=clock, name="rapl")
     registered["gpu"] = ScriptedSensor(script=STEPS, clock=clock, name="gpu", missing="no GPU here; buy one")
-    registered["model"] = ScriptedSensor(script=STEPS, clock=clock, name="model", scope="host/cpu", fallback=True)
+    registered["model"] = ScriptedSensor(script=STEPS, clock=clock, name="model", scope="cpu", fallback=True)
     meter = Meter.open(this_host())
     assert [info.name for info in meter.sensors] == ["rapl"]
     assert meter.scopes == ("cpu:0/package",)
@@ -333,7 +333,7 @@ def test_open_reports_everything_left_out(registered: dict[str, ScriptedSensor])
     assert reasons["model"] == "not needed: cpu:0/package is measured"
     assert "bad-dist" in reasons["bad"]
     named = Meter.open(this_host(), ("model",))
-    assert named.scopes == ("host/cpu",)
+    assert named.scopes == ("cpu",)
     assert {item.what for item in named.unavailable} == {"rapl", "gpu", "bad"}
 
 

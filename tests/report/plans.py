@@ -41,7 +41,7 @@ class Meter:
 
 
 RAPL = Meter(source=Source.COUNTER, sensor="rapl", scopes=("cpu:0/package", "cpu:0/dram"), gain=0.02, offset=0.3)
-MODEL = Meter(source=Source.ESTIMATED, sensor="cpu-model", scopes=("host/cpu",), gain=0.25, offset=2.0, corner=0.3)
+MODEL = Meter(source=Source.ESTIMATED, sensor="cpu-model", scopes=("cpu",), gain=0.25, offset=2.0, corner=0.3)
 
 
 def infer(batch: int = 1, runtime: str = "sklearn", precision: str = "fp32", threads: int = 16) -> Setting:

@@ -39,13 +39,15 @@ class Source(StrEnum):
         """Whether joules or watts were read from hardware."""
         return self in (Source.COUNTER, Source.SAMPLED)
 
-
-_STRENGTH = tuple(Source)
+    @property
+    def weakness(self) -> int:
+        """Place in the order of evidence: 0 is the strongest."""
+        return tuple(Source).index(self)
 
 
 def weakest(sources: Iterable[Source]) -> Source:
     """The weakest of some sources: what a sum or a ratio of their numbers rests on. Raises ValueError if empty."""
-    return max(sources, key=_STRENGTH.index)
+    return max(sources, key=lambda source: source.weakness)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +55,8 @@ class Reading:
     """Energy of one scope over one window.
 
     Attributes:
-        scope: what was measured, as a path: "cpu:0/package", "cpu:0/dram", "gpu:GPU-uuid", "host/cpu". A path contains
-            every path below it, so "cpu:0" and "cpu:0/dram" are never added.
+        scope: what was measured, as a place in the tree that `contains` describes: "host" (the whole machine), "cpu"
+            (all processors), "cpu:0/package", "cpu:0/dram", "gpu:GPU-uuid".
         energy_j: joules, idle included.
         source: how the number came about.
         sensor: name of the sensor.
@@ -64,6 +66,7 @@ class Reading:
         corners_j: for estimated and modelled energy, the same window priced at each corner of the model's parameter
             range, in an order fixed by the sensor; empty for measured energy [J]. Where the ratio of two energies is
             not monotone in a parameter, the sensor gives points between the ends too.
+        flags: what makes this reading doubtful beyond its stated error, a sentence each; empty if nothing was noticed.
     """
 
     scope: str
@@ -74,6 +77,7 @@ class Reading:
     gain_sd_fraction: float
     offset_sd_w: float
     corners_j: tuple[float, ...] = ()
+    flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         parts = (self.energy_j, self.random_sd_j, self.gain_sd_fraction, self.offset_sd_w, *self.corners_j)
@@ -95,7 +99,22 @@ class Reading:
             gain_sd_fraction=max(self.gain_sd_fraction, later.gain_sd_fraction),
             offset_sd_w=max(self.offset_sd_w, later.offset_sd_w),
             corners_j=tuple(a + b for a, b in zip(self.corners_j, later.corners_j, strict=True)),
+            flags=tuple(dict.fromkeys(self.flags + later.flags)),
         )
+
+
+def contains(whole: str, part: str) -> bool:
+    """Whether the joules of scope `part` are among those of scope `whole`.
+
+    Scopes form a tree: "host" is the root, "/" leads to a part, and ":" names one of several of a kind, so "cpu"
+    contains "cpu:0", which contains "cpu:0/package".
+    """
+    return whole in ("host", part) or part.startswith((f"{whole}/", f"{whole}:"))
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two scopes share joules: one is, or contains, the other."""
+    return contains(one, other) or contains(other, one)
 
 
 def disjoint(scopes: Iterable[str]) -> None:
@@ -103,12 +122,7 @@ def disjoint(scopes: Iterable[str]) -> None:
     seen: list[str] = []
     for scope in scopes:
         for other in seen:
-            if (
-                "host" in (scope, other)
-                or scope == other
-                or scope.startswith(other + "/")
-                or other.startswith(scope + "/")
-            ):
+            if overlap(scope, other):
                 raise ScopeMismatchError(
                     f"scopes {other!r} and {scope!r} overlap",
                     "adding them would count the same joules twice",
@@ -149,7 +163,8 @@ class SensorInfo:
         source: the evidence its readings give.
         measures: what it measures, in words.
         evidence: where its error figures come from.
-        fallback: whether it is used only for scopes that nothing better measures.
+        fallback: whether it is used only for what nothing better measures; of two fallbacks the stronger source is
+            better.
     """
 
     name: str
@@ -172,7 +187,10 @@ class Probe(Protocol):
         """The longest time between two snapshots [s] (sampling, or before a counter wraps twice); None: no limit."""
 
     def snapshot(self) -> Any:  # noqa: ANN401 -- opaque to everybody but the probe itself
-        """The state of the counter now. Cheap: called at both edges of every window. Raises SensorError."""
+        """The state of the counter now, as a frozen dataclass of numbers, so that another process can go on from it.
+
+        Cheap: called at both edges of every window. Raises SensorError.
+        """
 
     def reading(self, start: Any, end: Any) -> Reading:  # noqa: ANN401
         """Energy between two snapshots of this probe. Raises SensorError if they cannot be subtracted."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from negawatt.core.errors import NeedsPrivilegeError, NegawattError, NoMeterError, ScopeMismatchError
 from negawatt.core.host import Host
 from negawatt.core.plan import NotMeasured
-from negawatt.core.reading import Probe, Sensor, SensorInfo, disjoint
+from negawatt.core.reading import Probe, Sensor, SensorInfo, disjoint, overlap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +48,8 @@ def open_named(sensors: Mapping[str, Sensor], host: Host) -> Opened:
         for probe in mine:
             if sensor.info.fallback and (better := _covering(probe, probes)):
                 raise ScopeMismatchError(
-                    f"sensor {name!r} estimates {probe.scope!r}, and {better!r} was asked for too",
-                    "an estimate beside a measurement of the same thing would count the same joules twice",
+                    f"sensor {name!r} covers {probe.scope!r}, and {better!r} was asked for too",
+                    "a substitute beside a measurement of the same thing would count the same joules twice",
                     f"leave out `--sensor {name}`",
                 )
         probes += mine
@@ -74,7 +74,7 @@ def open_best(sensors: Mapping[str, Sensor], host: Host) -> Opened:
             reason = f"not needed: {_covering(mine[0], probes)} is measured"
         if reason:
             left_out.append(NotMeasured(what=name, why=reason))
-        else:
+        elif wanted:
             infos.append(sensor.info)
             probes += wanted
     if not probes:
@@ -89,8 +89,8 @@ def open_best(sensors: Mapping[str, Sensor], host: Host) -> Opened:
 
 
 def fallback_last(sensors: Mapping[str, Sensor]) -> dict[str, Sensor]:
-    """The same sensors with the fallbacks behind the others."""
-    return dict(sorted(sensors.items(), key=lambda item: item[1].info.fallback))
+    """The same sensors with the fallbacks behind the others, the stronger source first."""
+    return dict(sorted(sensors.items(), key=lambda item: item[1].info.fallback * (1 + item[1].info.source.weakness)))
 
 
 def _try_open(sensor: Sensor, host: Host) -> tuple[Sequence[Probe], str | None]:
@@ -113,12 +113,6 @@ def _unusable(name: str, reason: str) -> NoMeterError:
     )
 
 
-def _covering(estimate: Probe, probes: Sequence[Probe]) -> str | None:
-    """The scope that already measures what a fallback estimates: "host/cpu" is covered by "cpu:0/package"."""
-    kind = _kind(estimate.scope)
-    return next((probe.scope for probe in probes if _kind(probe.scope) == kind), None)
-
-
-def _kind(scope: str) -> str:
-    """The kind of hardware a scope belongs to: "cpu" for "cpu:0/package" and "host/cpu"."""
-    return scope.removeprefix("host/").partition("/")[0].partition(":")[0]
+def _covering(fallback: Probe, probes: Sequence[Probe]) -> str | None:
+    """The scope that already measures some of what a fallback would: "cpu" is covered by "cpu:0/package"."""
+    return next((probe.scope for probe in probes if overlap(probe.scope, fallback.scope)), None)

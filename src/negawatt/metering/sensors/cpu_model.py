@@ -68,7 +68,7 @@ def _read_load() -> Load:
 class CpuModelProbe:
     """Load of the whole host through the power model."""
 
-    scope = "host/cpu"
+    scope = "cpu"
     period_s = PERIOD_S
 
     def __init__(self, cpus: int, tick_s: float, read: Callable[[], Load]) -> None:
