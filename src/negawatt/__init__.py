@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from negawatt.core.workload import Phase as Phase
     from negawatt.core.workload import Progress as Progress
     from negawatt.core.workload import Split as Split
-    from negawatt.metering.session import meter as meter
+    from negawatt.metering.metered import meter as meter
 
 __version__ = "0.1.0"
 
@@ -27,7 +27,7 @@ _HOME = {
     "Progress": "core.workload",
     "Reading": "core.reading",
     "Split": "core.workload",
-    "meter": "metering.session",
+    "meter": "metering.metered",
 }
 
 __all__ = ["Knob", "Measurement", "Phase", "Plan", "Progress", "Reading", "Split", "__version__", "meter"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from negawatt.core.host import Host
 from negawatt.core.lever import Setting
 from negawatt.core.placement import Outcome
-from negawatt.core.reading import Source, weakest
+from negawatt.core.reading import NotMeasured, Source, weakest
 from negawatt.core.saving import Baseline, Saving, Verdict
 from negawatt.core.trial import Trial
 from negawatt.core.workload import Phase
@@ -88,14 +88,6 @@ class PhasePlan:
     def saving(self, against: Baseline) -> Saving | None:
         """The saving against one baseline, if it was proven or refused."""
         return next((saving for saving in self.savings if saving.against == against), None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotMeasured:
-    """Something that was not measured or tried, and why."""
-
-    what: str
-    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

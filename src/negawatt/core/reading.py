@@ -155,6 +155,14 @@ def total(readings: Sequence[Reading], time_s: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NotMeasured:
+    """Something that was not measured or tried, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SensorInfo:
     """What a sensor is, for `negawatt doctor` and the report.
 
@@ -187,7 +195,7 @@ class Probe(Protocol):
         """The longest time between two snapshots [s] (sampling, or before a counter wraps twice); None: no limit."""
 
     def snapshot(self) -> Any:  # noqa: ANN401 -- opaque to everybody but the probe itself
-        """The state of the counter now, as a frozen dataclass of numbers, so that another process can go on from it.
+        """The state of the counter now: a number or a frozen dataclass of numbers, for another process to go on from.
 
         Cheap: called at both edges of every window. Raises SensorError.
         """

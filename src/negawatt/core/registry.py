@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from negawatt.core.errors import UsageError
-from negawatt.core.lever import Lever
-from negawatt.core.placement import Placement
-from negawatt.core.reading import Sensor
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from negawatt.core.lever import Lever
+    from negawatt.core.placement import Placement
+    from negawatt.core.reading import Sensor
 
 T = TypeVar("T")
 
@@ -33,6 +36,8 @@ class Found(Generic[T]):
 
 
 def _load(group: str, contract: Any) -> Found[Any]:  # noqa: ANN401 -- a Protocol is not a type
+    from importlib.metadata import entry_points
+
     members: dict[str, Any] = {}
     origin: dict[str, str] = {}
     broken: list[Broken] = []
@@ -72,16 +77,22 @@ def _fault(name: str, member: object, contract: Any) -> str | None:  # noqa: ANN
 
 def sensors() -> Found[Sensor]:
     """Registered sensors by name. Raises UsageError if two have one name."""
+    from negawatt.core.reading import Sensor
+
     return _load("negawatt.sensors", Sensor)
 
 
 def levers() -> Found[Lever]:
     """Registered levers by name. Raises UsageError if two have one name."""
+    from negawatt.core.lever import Lever
+
     return _load("negawatt.levers", Lever)
 
 
 def placements() -> Found[Placement]:
     """Registered placements by name. Raises UsageError if two have one name."""
+    from negawatt.core.placement import Placement
+
     return _load("negawatt.placements", Placement)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+from negawatt.core.codec import to_json
 from negawatt.core.host import Host
-from negawatt.core.measurement import PowerPoint
-from negawatt.core.plan import NotMeasured
-from negawatt.core.reading import Reading, Source, total, weakest
+from negawatt.core.reading import NotMeasured, Reading, Source, total, weakest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,8 @@ class Run:
         started_utc: start, ISO 8601.
         time_s: wall time [s].
         readings: the host's, one per scope, whoever caused them; empty if a sensor failed on the way.
-        attribution: what of them this run answers for; None without readings.
+        attribution: what of them this run answers for; None without readings, and for a run inside another one of the
+            same process.
         work: what it did.
         argv: the command and its arguments; empty for code metered from inside.
         exit_code: of a command; None for anything else, and where a signal killed it.
@@ -60,7 +61,6 @@ class Run:
         not_measured: what was left out, and why.
         host: where it ran.
         parent: key of the run that this one is a part of, or "".
-        power_curve: mean power of all scopes over time.
     """
 
     name: str
@@ -77,7 +77,11 @@ class Run:
     not_measured: tuple[NotMeasured, ...] = ()
     host: Host
     parent: str = ""
-    power_curve: tuple[PowerPoint, ...] = ()
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules that it answers for, else those of the host while it ran; None without readings."""
+        return self.attribution.energy_j if self.attribution else self.host_energy_j
 
     @property
     def host_energy_j(self) -> float | None:
@@ -88,6 +92,38 @@ class Run:
     def host_energy_sd_j(self) -> float | None:
         """Standard deviation of the error of `host_energy_j` [J]."""
         return total(self.readings, self.time_s)[1] if self.readings else None
+
+    @property
+    def energy_sd_j(self) -> float | None:
+        """Standard deviation of the meter's error of `energy_j` [J]; the rule that made a share has none stated."""
+        host_j, host_sd_j = self.host_energy_j, self.host_energy_sd_j
+        if self.attribution is None or not host_j or host_sd_j is None:
+            return host_sd_j
+        return host_sd_j * self.attribution.energy_j / host_j
+
+    @property
+    def energy_per_work_j(self) -> dict[str, float]:
+        """Joules that it answers for per unit of each kind of work; empty without readings or work."""
+        energy_j = self.energy_j
+        if energy_j is None:
+            return {}
+        return {work.unit: energy_j / work.quantity for work in self.work if work.quantity > 0}
+
+    def __str__(self) -> str:
+        energy = "energy unknown" if self.energy_j is None else f"{self.energy_j:.4g} J (sd {self.energy_sd_j:.2g} J)"
+        return f"{self.name}: {energy}, {self.source or self.fault}, {self.time_s:.4g} s"
+
+    def summary(self) -> dict[str, Any]:
+        """All of it as JSON types, with the sums in front; null where there are no readings."""
+        sums = {
+            "energy_j": self.energy_j,
+            "energy_sd_j": self.energy_sd_j,
+            "power_w": None if self.energy_j is None else self.energy_j / self.time_s,
+            "source": None if self.source is None else str(self.source),
+            "host_energy_j": self.host_energy_j,
+            "energy_per_work_j": self.energy_per_work_j,
+        }
+        return {**sums, **to_json(self)}
 
     @property
     def source(self) -> Source | None:

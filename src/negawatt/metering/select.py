@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from negawatt.core.errors import NeedsPrivilegeError, NegawattError, NoMeterError, ScopeMismatchError
 from negawatt.core.host import Host
-from negawatt.core.plan import NotMeasured
-from negawatt.core.reading import Probe, Sensor, SensorInfo, disjoint, overlap
+from negawatt.core.reading import NotMeasured, Probe, Sensor, SensorInfo, disjoint, overlap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

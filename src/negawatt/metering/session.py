@@ -1,28 +1,24 @@
-"""Meter: the open sensors of a host. Window: energy between two moments. `meter`: both in one `with` line."""
+"""Meter: the open sensors of a host. Window: energy between two moments."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 from types import TracebackType
 from typing import Self
 
-from negawatt.core.errors import NegawattError, SensorError, UsageError
+from negawatt.core.errors import NegawattError, UsageError
 from negawatt.core.host import Host
 from negawatt.core.measurement import PowerPoint
-from negawatt.core.plan import NotMeasured
-from negawatt.core.reading import Reading, Sensor, SensorInfo, Source, total, weakest
+from negawatt.core.reading import NotMeasured, Probe, Reading, Sensor, SensorInfo
 from negawatt.hardware.host import this_host
 from negawatt.metering.recording import Recording, snapshot
 from negawatt.metering.select import Opened, fallback_last, open_best, open_named
 
 TICK_S = 1.0
-"""Longest time between two points of the power curve, where a window is polled at all [s]."""
+"""Once a second is often enough for a curve that people look at [s]."""
 
 
 class Meter:
@@ -33,11 +29,15 @@ class Meter:
     Args:
         opened: sensors; `Meter.open` and `Meter.of` open them.
         clock: monotonic seconds, for the length of windows; a simulator brings its own.
+        tick_s: longest time between two points of the power curve, where a window is polled at all [s].
     """
 
-    def __init__(self, opened: Opened, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, opened: Opened, clock: Callable[[], float] = time.perf_counter, *, tick_s: float = TICK_S
+    ) -> None:
         self._opened = opened
         self._clock = clock
+        self._tick_s = tick_s
         self._lock = threading.RLock()
         self._recordings: list[Recording] = []
         self._poller: _Poller | None = None
@@ -87,6 +87,11 @@ class Meter:
         return tuple(probe.scope for probe in self._opened.probes)
 
     @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The open probes, one per scope."""
+        return self._opened.probes
+
+    @property
     def unavailable(self) -> tuple[NotMeasured, ...]:
         """Every registered sensor that was not opened, and why."""
         return self._opened.left_out
@@ -105,7 +110,7 @@ class Meter:
             self._recordings.append(recording)
             periods = [probe.period_s for probe in self._opened.probes if probe.period_s is not None]
             if periods and self._poller is None:
-                self._poller = _Poller(self._poll, min(*periods, TICK_S))
+                self._poller = _Poller(self._poll, min(*periods, self._tick_s))
         return Window(recording, self._lock, self._end)
 
     def close(self) -> None:
@@ -211,76 +216,3 @@ class Window:
         self._end(self._recording)
         if error is None:  # else the error under way says more than the sensor's
             self.readings()
-
-
-class Metered:
-    """What `meter` yields: live inside the `with` block, final behind it.
-
-    Attributes:
-        name: as given.
-    """
-
-    def __init__(self, name: str, window: Window) -> None:
-        self.name = name
-        self._window = window
-
-    @property
-    def time_s(self) -> float:
-        """Length of the window [s]."""
-        return self._window.time_s
-
-    @property
-    def readings(self) -> tuple[Reading, ...]:
-        """One reading per scope. Raises SensorError."""
-        return self._window.readings()
-
-    @property
-    def power_curve(self) -> tuple[PowerPoint, ...]:
-        """Mean power over time."""
-        return self._window.power_curve
-
-    @property
-    def energy_j(self) -> float:
-        """Joules of all scopes."""
-        return total(self.readings, self.time_s)[0]
-
-    @property
-    def energy_sd_j(self) -> float:
-        """Standard deviation of the error of `energy_j` [J]."""
-        return total(self.readings, self.time_s)[1]
-
-    @property
-    def source(self) -> Source:
-        """The weakest source among the readings."""
-        return weakest(reading.source for reading in self.readings)
-
-
-@cache
-def _shared(names: tuple[str, ...]) -> Meter:
-    """One meter per process and choice of sensors, so that looking for sensors is paid once."""
-    return Meter.open(names=names)
-
-
-if hasattr(os, "register_at_fork"):  # a forked child has the meter, but neither its thread nor a usable lock
-    os.register_at_fork(after_in_child=_shared.cache_clear)
-
-
-@contextmanager
-def meter(name: str, *, sensors: Sequence[str] = ()) -> Iterator[Metered]:
-    """Meter a block: `with negawatt.meter("training") as m: ...`, then `m.energy_j`, `m.energy_sd_j`, `m.source`.
-
-    Args:
-        name: what the block is.
-        sensors: names of sensors; none: every available one, estimates only where nothing measures.
-
-    Raises:
-        NoMeterError, NeedsPrivilegeError, UsageError, ScopeMismatchError: as `Meter.open`.
-        SensorError: behind the block, if a sensor failed inside it.
-    """
-    try:
-        window = _shared(tuple(sensors)).start()
-    except SensorError:
-        _shared.cache_clear()  # hardware that went away is looked for anew next time
-        raise
-    with window:
-        yield Metered(name, window)

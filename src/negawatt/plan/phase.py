@@ -18,7 +18,8 @@ from negawatt.core import registry
 from negawatt.core.errors import WorkloadError
 from negawatt.core.lever import Choice, Setting
 from negawatt.core.measurement import Measurement
-from negawatt.core.plan import Keep, NotMeasured, PhasePlan
+from negawatt.core.plan import Keep, PhasePlan
+from negawatt.core.reading import NotMeasured
 from negawatt.core.saving import Baseline, Saving, Verdict
 from negawatt.core.trial import Role, Trial, TrialError, measurements
 from negawatt.core.workload import Phase, Split

@@ -19,8 +19,8 @@ from negawatt.core.host import Host
 from negawatt.core.lever import Setting
 from negawatt.core.measurement import Measurement
 from negawatt.core.placement import Job, Outcome
-from negawatt.core.plan import SCHEMA, Keep, Lifetime, NotMeasured, PhasePlan, Plan
-from negawatt.core.reading import total, weakest
+from negawatt.core.plan import SCHEMA, Keep, Lifetime, PhasePlan, Plan
+from negawatt.core.reading import NotMeasured, total, weakest
 from negawatt.core.saving import Baseline
 from negawatt.core.trial import Role, Trial, measurements
 from negawatt.core.workload import Phase

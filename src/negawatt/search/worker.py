@@ -19,7 +19,7 @@ from types import FrameType
 from negawatt.core import registry
 from negawatt.core.errors import NegawattError
 from negawatt.core.lever import Choice
-from negawatt.core.plan import NotMeasured
+from negawatt.core.reading import NotMeasured
 from negawatt.core.trial import TrialError
 from negawatt.core.workload import Persistent, Phase, Progress
 from negawatt.hardware.host import this_host

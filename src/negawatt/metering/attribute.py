@@ -1,0 +1,79 @@
+"""Attribute: what of the host's joules one run answers for, by the board, and what its processes caused by CPU time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from negawatt.core.reading import Probe, Reading, contains
+from negawatt.core.run import Attribution
+from negawatt.hardware.processes import busy_s, tree_cpu_s
+from negawatt.metering.board import Board, Shares
+
+BOARD_RULE = "by CPU time for processors, in equal parts or by MIG slice for GPUs"
+ALONE_RULE = "all to this run: no other run could be asked"
+
+
+class Attributor:
+    """Follows one run of this process from its creation.
+
+    Args:
+        key: names the run on this host.
+        probes: what it reads.
+        recorded: whether it is kept in the ledger.
+        board: where the runs of this host share; None: the default one.
+    """
+
+    def __init__(
+        self, key: str, probes: Sequence[Probe], *, recorded: bool = False, board: Board | None = None
+    ) -> None:
+        self._key = key
+        self._probes = probes
+        self._board = board or Board()
+        self._pid = os.getpid()
+        self._cpu_s, self._busy_s = tree_cpu_s(self._pid), busy_s()
+        self._shares: Shares | None = None
+        self._unshared = ""
+        self.parent = ""
+        """Key of the nearest recorded run of a process above that this one is a part of, or ""."""
+        try:
+            self.parent = self._board.join(key, probes, recorded=recorded)
+        except (OSError, ValueError) as error:
+            self._unshared = f"{ALONE_RULE} ({error})"
+
+    def update(self, *, leave: bool = False) -> None:
+        """Bring the shares up to date. Raises SensorError.
+
+        Args:
+            leave: whether the run ends now; without it the run stays on the board for as long as its process lives.
+        """
+        if self._unshared:
+            return
+        try:
+            shares = self._board.shares(self._key, self._probes, leave=leave)
+        except (OSError, ValueError) as error:
+            self._unshared = f"{ALONE_RULE} ({error})"
+            return
+        if shares is None:
+            self._unshared = f"{ALONE_RULE} (the board was deleted)"
+        self._shares = shares
+
+    def attribution(self, readings: Sequence[Reading]) -> Attribution:
+        """The run's part of its window's readings, as of the last `update`."""
+        fractions = self._shares.fractions if self._shares and not self._unshared else {}
+        energy_j = sum(reading.energy_j * fractions.get(reading.scope, 1.0) for reading in readings)
+        return Attribution(
+            energy_j=energy_j,
+            process_j=self._process_j(readings),
+            runs=self._shares.runs if self._shares else 1,
+            rule=self._unshared or BOARD_RULE,
+        )
+
+    def _process_j(self, readings: Sequence[Reading]) -> float | None:
+        """Processor joules by this process's part of the host's CPU time."""
+        processors = [reading.energy_j for reading in readings if contains("cpu", reading.scope)]
+        if not processors:
+            return None
+        worked_s = max(0.0, tree_cpu_s(self._pid) - self._cpu_s)
+        all_s = max(busy_s() - self._busy_s, worked_s)
+        return sum(processors) * worked_s / all_s if all_s > 0 else 0.0

@@ -1,0 +1,267 @@
+"""Board: how metered runs that overlap on one host share its joules, so that their parts add up to the whole.
+
+Every run reads the same counters, so four ranks of a job would each report the whole host, and their sum four times
+too much (codecarbon pull request 1390). The board is a small file that all metered runs of one user on one host keep
+together. Whenever a run begins or ends, whoever does it splits the joules since the last such moment among the
+runs that were there:
+
+- processors, memory, the host: by the CPU time of each run's process and its descendants;
+- a GPU: in equal parts among the runs that see it, and between MIG slices by their size, where slices nobody meters
+  keep their part;
+- a run inside another (`negawatt run -- torchrun ...` around ranks that meter themselves) takes its part of the
+  outer run's, not of the host's.
+
+The file lies in shared memory, so containers with a /dev/shm of their own do not see one another, and neither do users.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from negawatt.core.codec import from_json, to_json
+from negawatt.core.errors import NegawattError
+from negawatt.core.reading import Probe
+from negawatt.hardware.processes import ancestors, born, tree_cpu_s
+from negawatt.metering.recording import snapshot
+
+IDLE_WEIGHT_FRACTION = 1e-3
+"""A run that used no CPU time weighs as much as a thousandth of a busy CPU, so that idle joules are split, too."""
+
+_Doc = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """What one run answers for since it joined.
+
+    Attributes:
+        fractions: part of the joules of each scope, 0 to 1.
+        runs: the most runs that shared at once, this one included: those of the whole host, or of the outer run.
+    """
+
+    fractions: Mapping[str, float]
+    runs: int
+
+
+class Board:
+    """The runs of one host. Every call reads the probes once and takes some 0.2 ms.
+
+    Args:
+        folder: where the file lies; None: `default_folder()`.
+        clock: monotonic seconds that all processes of the host share.
+        cpu_s: CPU time of a process and its descendants [s].
+        above: the processes above a process, the nearest first.
+
+    Raises:
+        OSError: in every method, if the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        cpu_s: Callable[[int], float] = tree_cpu_s,
+        above: Callable[[int], Sequence[int]] = ancestors,
+    ) -> None:
+        self._folder = folder or default_folder()
+        self._clock = clock
+        self._cpu_s = cpu_s
+        self._ancestors = above
+
+    def join(self, key: str, probes: Sequence[Probe], *, recorded: bool = False, pid: int | None = None) -> str:
+        """Begin to share.
+
+        Args:
+            key: names the run, on this host, for good.
+            probes: what it reads.
+            recorded: whether it is kept in the ledger.
+            pid: process whose CPU time counts; None: this one.
+
+        Returns:
+            Key of the nearest recorded run that it is inside of, through the processes above this one; else "".
+        """
+        pid = os.getpid() if pid is None else pid
+        with self._locked() as doc:
+            self._split(doc, probes)
+            runs, scopes = doc["runs"], doc["scopes"]
+            parent = _above(runs, self._ancestors(pid)) if runs else ""
+            runs[key] = {
+                "pid": pid,
+                "born": born(pid),
+                "parent": parent,
+                "recorded": recorded,
+                "cpu_s": 0.0,
+                "weights": {probe.scope: getattr(probe, "slice_fraction", 1.0) for probe in probes},
+                "since_j": {probe.scope: scopes[probe.scope]["energy_j"] for probe in probes},
+                "energy_j": {probe.scope: 0.0 for probe in probes},
+                "most": 1,
+            }
+            self._mark(runs)
+            _count(runs)
+            while parent and not runs[parent]["recorded"]:
+                parent = _outer(runs[parent], runs)
+            return str(parent)
+
+    def shares(self, key: str, probes: Sequence[Probe], *, leave: bool = False) -> Shares | None:
+        """What a run answers for up to now; None if the board was lost meanwhile (deleted by somebody).
+
+        Args:
+            key: as it joined.
+            probes: as it joined.
+            leave: whether it ends now.
+        """
+        with self._locked() as doc:
+            self._split(doc, probes)
+            run = doc["runs"].pop(key, None) if leave else doc["runs"].get(key)
+            if run is None:
+                return None
+            fractions = {}
+            for scope, energy_j in run["energy_j"].items():
+                whole_j = doc["scopes"][scope]["energy_j"] - run["since_j"][scope]
+                fractions[scope] = min(1.0, energy_j / whole_j) if whole_j > 0 else 1 / run["most"]
+            return Shares(fractions=fractions, runs=run["most"])
+
+    def _split(self, doc: _Doc, probes: Sequence[Probe]) -> None:
+        """Give the joules since the last time to the runs that were there."""
+        runs = doc["runs"]
+        for key in [key for key, run in runs.items() if born(run["pid"]) != run["born"]]:
+            del runs[key]  # killed: what it answers for is in its last checkpoint
+        now_s, before_s = self._clock(), {key: run["cpu_s"] for key, run in runs.items()}
+        self._mark(runs)
+        worked_s = {key: max(0.0, run["cpu_s"] - before_s[key]) for key, run in runs.items()}
+        idle_s = IDLE_WEIGHT_FRACTION * max(1e-6, now_s - doc["time_s"])
+        doc["time_s"] = now_s
+        for probe in probes:
+            energy_j = _advance(doc["scopes"], probe, fresh=not runs)
+            _give(runs, probe.scope, energy_j, worked_s, idle_s)
+
+    def _mark(self, runs: _Doc) -> None:
+        """Note the CPU time of all runs. A run without another needs none to be told from, and reading it is dear."""
+        if len(runs) > 1:
+            for run in runs.values():
+                run["cpu_s"] = self._cpu_s(run["pid"])
+
+    @contextmanager
+    def _locked(self) -> Iterator[_Doc]:
+        """The board's content while nobody else has it; what is changed is kept, whole or not at all."""
+        import fcntl
+
+        lock = _open_lock(self._folder)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            doc = self._load()
+            yield doc
+            part = f"{self._folder}/board.part"
+            with open(part, "wb", buffering=0) as file:  # noqa: PTH123 -- Path.open takes three times as long
+                file.write(json.dumps(doc).encode())
+            os.replace(part, f"{self._folder}/board.json")  # noqa: PTH105 -- the same
+        finally:
+            os.close(lock)
+
+    def _load(self) -> _Doc:
+        try:
+            with open(f"{self._folder}/board.json", "rb", buffering=0) as file:  # noqa: PTH123 -- the same
+                doc: _Doc = json.loads(file.read())
+        except FileNotFoundError:
+            return {"time_s": self._clock(), "scopes": {}, "runs": {}}
+        return doc
+
+
+def default_folder() -> Path:
+    """The folder that all processes of this user and boot share: $NEGAWATT_BOARD, else one in shared memory."""
+    named = os.environ.get("NEGAWATT_BOARD")
+    if named:
+        return Path(named)
+    import tempfile
+
+    memory = Path("/dev/shm")  # noqa: S108 -- a folder of its own there, checked for its owner
+    base = memory if os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+    return base / f"negawatt-{os.getuid()}"
+
+
+def _open_lock(folder: Path) -> int:
+    """The lock file, in a folder of this user only. Raises PermissionError if it is somebody else's."""
+    flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        lock = os.open(f"{folder}/board.lock", flags, 0o600)
+    except FileNotFoundError:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(f"{folder}/board.lock", flags, 0o600)
+    if os.stat(folder).st_uid != os.getuid():  # noqa: PTH116 -- as above
+        os.close(lock)
+        raise PermissionError(f"{folder} belongs to another user")
+    return lock
+
+
+def _advance(scopes: _Doc, probe: Probe, *, fresh: bool) -> float:
+    """Bring a scope up to date and return its joules since the last time."""
+    state = snapshot(probe)
+    old = scopes.get(probe.scope)
+    energy_j = 0.0
+    if old is not None and not fresh:
+        try:
+            energy_j = probe.reading(from_json(type(state), old["state"]), state).energy_j
+        except (
+            NegawattError
+        ):  # a counter that was reset, or written down by another version: these joules are lost here,
+            # and the run's own window says so where it met the same
+            energy_j = 0.0
+    before_j = old["energy_j"] if old else 0.0
+    scopes[probe.scope] = {"state": to_json(state), "energy_j": before_j + energy_j}
+    return energy_j
+
+
+def _give(runs: _Doc, scope: str, energy_j: float, worked_s: Mapping[str, float], idle_s: float) -> None:
+    """Split one scope's joules among the outermost runs, and the part of each among the runs inside it."""
+    gpu = scope.startswith("gpu")
+    among = {key: run for key, run in runs.items() if scope in run["energy_j"]}
+
+    def weight(key: str) -> float:
+        return float(among[key]["weights"][scope]) if gpu else worked_s[key] + idle_s
+
+    def descend(parent: str, share_j: float) -> None:
+        inside = [key for key, run in among.items() if _outer(run, among) == parent]
+        if not inside:
+            return
+        weights = {key: weight(key) for key in inside}
+        whole = sum(weights.values())
+        if gpu and not parent:
+            whole = max(1.0, whole)  # slices that nobody meters keep their part
+        elif parent and not gpu:
+            whole += max(0.0, worked_s[parent] - sum(worked_s[key] for key in inside))  # the outer run's own work
+        for key in inside:
+            part_j = share_j * weights[key] / whole
+            among[key]["energy_j"][scope] += part_j
+            descend(key, part_j)
+
+    descend("", energy_j)
+
+
+def _above(runs: _Doc, ancestors: Sequence[int]) -> str:
+    """The innermost run of the nearest of some processes that has one, or ""."""
+    for pid in ancestors:
+        mine = [key for key, run in runs.items() if run["pid"] == pid and run["born"] == born(pid)]
+        if mine:
+            return mine[-1]
+    return ""
+
+
+def _outer(run: _Doc, among: Mapping[str, _Doc]) -> str:
+    """The run that this one is inside of, or "" if that is not on the board (any more)."""
+    return str(run["parent"]) if run["parent"] in among else ""
+
+
+def _count(runs: _Doc) -> None:
+    """Note for every run how many it shares with."""
+    beside = Counter(_outer(run, runs) for run in runs.values())
+    for run in runs.values():
+        run["most"] = max(run["most"], beside[_outer(run, runs)])

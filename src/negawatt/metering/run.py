@@ -1,0 +1,294 @@
+"""LiveRun: a named run under the meter, for `with negawatt.meter(...)`, the callbacks and `negawatt run` alike.
+
+A run measures the host (its readings), knows what of that it answers for (its attribution), and on request keeps itself
+in the ledger: a checkpoint every few seconds and the final record, so that a run that is killed is not lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from functools import cache
+
+from negawatt.core.errors import NegawattError, SensorError
+from negawatt.core.measurement import PowerPoint
+from negawatt.core.reading import Reading, Source, total, weakest
+from negawatt.core.run import Attribution, Run, Work
+from negawatt.hardware.host import this_host
+from negawatt.metering.attribute import Attributor
+from negawatt.metering.session import Meter
+
+PULSE_S = 10.0
+"""How often a run is brought up to date on the board and, if it is recorded, in the ledger [s]."""
+
+_current: ContextVar[LiveRun | None] = ContextVar("negawatt_run", default=None)
+
+
+class LiveRun:
+    """A run that goes on until `stop`.
+
+    A run that begins inside another one of the same process and context is a part of it: the outer one's joules hold
+    its own, so it has no attribution.
+
+    Args:
+        name: what the user calls it.
+        sensors: names of sensors; none: every available one, estimates only where nothing measures.
+        record: whether it is kept in the ledger.
+        meter: an open meter of the caller's, instead of `sensors`; it stays open.
+        argv: the command, where it is one.
+
+    Raises:
+        NoMeterError, NeedsPrivilegeError, UsageError, ScopeMismatchError: as `Meter.open`.
+        SensorError: if a sensor gives no reading.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        sensors: Sequence[str] = (),
+        record: bool = False,
+        meter: Meter | None = None,
+        argv: tuple[str, ...] = (),
+    ) -> None:
+        self.name = name
+        self._pid = os.getpid()
+        self._argv = argv
+        self._work: dict[str, float] = {}
+        self._ended: Run | None = None
+        self._lock = threading.Lock()
+        self._started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._meter = meter or shared_meter(tuple(sensors))
+        outer = _current.get()
+        self._outer = outer if outer is not None and outer.here else None
+        self._kept = Kept(name) if record else None
+        self.key = self._kept.key if self._kept else f"{self._pid}-{os.urandom(4).hex()}"
+        try:
+            self._attributor = None if self._outer else Attributor(self.key, self._meter.probes, recorded=record)
+            self._window = self._meter.start()
+        except SensorError:
+            shared_meter.cache_clear()  # hardware that went away is looked for anew next time
+            raise
+        _current.set(self)
+        if self._kept or self._attributor:
+            _PULSE.add(self)
+
+    @property
+    def here(self) -> bool:
+        """Whether it runs in this process; not so in a forked child."""
+        return self._pid == os.getpid()
+
+    @property
+    def time_s(self) -> float:
+        """Length so far, or in the end [s]."""
+        return self._window.time_s
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The host's, one per scope, whoever caused them. Raises SensorError."""
+        return self._window.readings()
+
+    @property
+    def power_curve(self) -> tuple[PowerPoint, ...]:
+        """Mean power of all scopes over time."""
+        return self._window.power_curve
+
+    @property
+    def energy_j(self) -> float:
+        """Joules of all scopes, whoever caused them. Raises SensorError."""
+        return total(self.readings, self.time_s)[0]
+
+    @property
+    def energy_sd_j(self) -> float:
+        """Standard deviation of the error of `energy_j` [J]."""
+        return total(self.readings, self.time_s)[1]
+
+    @property
+    def source(self) -> Source:
+        """The weakest source among the readings."""
+        return weakest(reading.source for reading in self.readings)
+
+    @property
+    def attribution(self) -> Attribution | None:
+        """What of the host's joules this run answers for; None inside another run. Raises SensorError."""
+        if self._ended:
+            return self._ended.attribution
+        return self._attribute(self.readings)
+
+    def did(self, quantity: float, unit: str) -> None:
+        """Count useful work: `m.did(4096, "token")`. Raises ValueError if it is negative or not finite."""
+        work = Work(unit=unit, quantity=self._work.get(unit, 0.0) + quantity)
+        if quantity < 0:
+            raise ValueError(f"work is finite and not negative, got {quantity} {unit}")
+        self._work[unit] = work.quantity
+
+    def stop(self, *, error: BaseException | None = None, exit_code: int | None = None, signal: str = "") -> Run | None:
+        """End the run, and keep it if it is recorded. Idempotent; raises nothing that would hide the user's work.
+
+        Args:
+            error: what ended it, if it was an exception.
+            exit_code: of a command.
+            signal: name of the signal that killed a command.
+
+        Returns:
+            The run; how a sensor failed is in its `fault`. None in a forked child: there it is the parent's run.
+        """
+        if not self.here:
+            return None
+        with self._lock:
+            if self._ended:
+                return self._ended
+            _PULSE.remove(self)
+            if _current.get() is self:
+                _current.set(self._outer)
+            with contextlib.suppress(NegawattError):  # kept by the window, and told in the run's fault
+                self._window.stop()
+            self._ended = self._now(leave=True, exit_code=exit_code, signal=signal, error=error)
+        if self._kept:
+            self._kept.finish(self._ended, self._window.power_curve)
+        return self._ended
+
+    def pulse(self) -> None:
+        """Bring the board and the ledger up to date."""
+        with self._lock:
+            run = None if self._ended else self._now()
+        if run and self._kept:
+            self._kept.checkpoint(run)
+
+    @property
+    def parent(self) -> str:
+        """Key of the nearest recorded run around this one, or ""."""
+        if self._attributor:
+            return self._attributor.parent
+        outer = self._outer
+        return "" if outer is None else outer.key if outer.recorded else outer.parent
+
+    @property
+    def recorded(self) -> bool:
+        """Whether it is kept in the ledger."""
+        return self._kept is not None
+
+    def _attribute(self, readings: Sequence[Reading], *, leave: bool = False) -> Attribution | None:
+        if self._attributor is None:
+            return None
+        with contextlib.suppress(NegawattError):  # the window meets the same sensor and says so
+            self._attributor.update(leave=leave)
+        return self._attributor.attribution(readings) if readings else None
+
+    def _now(
+        self, *, leave: bool = False, exit_code: int | None = None, signal: str = "", error: BaseException | None = None
+    ) -> Run:
+        readings, fault = (), ""  # type: tuple[Reading, ...], str
+        try:
+            readings = self._window.readings()
+        except NegawattError as failed:
+            fault = str(failed)
+        return Run(
+            name=self.name,
+            started_utc=self._started_utc,
+            time_s=self.time_s,
+            readings=readings,
+            attribution=self._attribute(readings, leave=leave),
+            work=tuple(Work(unit=unit, quantity=quantity) for unit, quantity in self._work.items()),
+            argv=self._argv,
+            exit_code=exit_code,
+            signal=signal,
+            error=f"{type(error).__name__}: {error}".removesuffix(": ") if error else "",
+            fault=fault,
+            not_measured=self._meter.unavailable,
+            host=this_host(),
+            parent=self.parent,
+        )
+
+
+class Kept:
+    """A run's place in the ledger. A ledger that cannot be written is logged: the user's work goes on."""
+
+    def __init__(self, name: str) -> None:
+        from negawatt.ledger.spool import shared_spool
+
+        self._spool = shared_spool()
+        self.key = self._spool.open_run("run", {"name": name}, workload=name)
+
+    def checkpoint(self, run: Run) -> None:
+        """Note how it stands."""
+        self._tell(lambda: self._spool.checkpoint(self.key, run.summary(), energy_j=run.energy_j, source=_source(run)))
+
+    def finish(self, run: Run, curve: Sequence[PowerPoint]) -> None:
+        """Note how it ended."""
+        points = [(point.time_s, point.power_w) for point in curve]
+        self._tell(
+            lambda: self._spool.finish(
+                self.key, run.summary(), energy_j=run.energy_j, source=_source(run), power_curve=points
+            )
+        )
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except NegawattError as error:
+            import logging
+
+            logging.getLogger("negawatt").error("run %s is not kept: %s", self.key, error)  # noqa: TRY400 -- no bug
+
+
+def _source(run: Run) -> str:
+    return str(run.source or "")
+
+
+@cache
+def shared_meter(names: tuple[str, ...]) -> Meter:
+    """One meter per process and choice of sensors, so that looking for sensors is paid once. Raises as `Meter.open`."""
+    return Meter.open(names=names)
+
+
+class _Pulse:
+    """The background thread that brings the runs of this process up to date, while there are any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._more = threading.Event()
+        self._runs: list[LiveRun] = []
+        self._thread: threading.Thread | None = None
+
+    def add(self, run: LiveRun) -> None:
+        with self._lock:
+            self._runs.append(run)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._beat, name="negawatt-runs", daemon=True)
+                self._thread.start()
+
+    def remove(self, run: LiveRun) -> None:
+        with self._lock:
+            if run in self._runs:
+                self._runs.remove(run)
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(PULSE_S)
+            with self._lock:
+                runs = tuple(self._runs)
+                if not runs:
+                    self._thread = None
+                    return
+            for run in runs:
+                run.pulse()
+
+
+_PULSE = _Pulse()
+
+
+def _after_fork() -> None:
+    """A forked child has the meters and the runs, but neither their threads nor usable locks."""
+    global _PULSE  # noqa: PLW0603 -- one per process
+    _PULSE = _Pulse()
+    shared_meter.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

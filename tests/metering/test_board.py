@@ -1,0 +1,234 @@
+"""The board: runs that overlap share the host's joules, and the parts add up to the whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from negawatt.core.reading import Probe
+from negawatt.hardware.processes import ancestors, born, tree_cpu_s
+from negawatt.metering.board import Board
+from negawatt.testing import ManualClock, ScriptedSensor
+
+
+@dataclass
+class Slice:
+    """A probe of a part of a GPU."""
+
+    probe: Probe
+    slice_fraction: float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.probe, name)
+
+
+@dataclass
+class Bench:
+    """A board with known power, known CPU times and processes that are said to be each other's children."""
+
+    folder: Path
+    power_w: float = 100.0
+    scope: str = "cpu:0/package"
+    clock: ManualClock = field(default_factory=ManualClock)
+    cpu_s: dict[int, float] = field(default_factory=dict)
+    above: dict[int, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.board = Board(
+            self.folder,
+            clock=self.clock,
+            cpu_s=lambda pid: self.cpu_s.get(pid, 0.0),
+            above=lambda pid: self.above.get(pid, []),
+        )
+        self.probes = list(ScriptedSensor(script=[(0.0, self.power_w)], clock=self.clock, scope=self.scope).open())
+
+    def join(self, key: str, pid: int, probes: list[Any] | None = None, *, recorded: bool = True) -> str:
+        return self.board.join(key, probes or self.probes, pid=pid, recorded=recorded)
+
+    def fraction(self, key: str, *, leave: bool = False) -> float:
+        shares = self.board.shares(key, self.probes, leave=leave)
+        assert shares is not None
+        return shares.fractions[self.scope]
+
+
+@pytest.fixture
+def pids() -> Any:
+    """Four living processes to stand for runs."""
+    children = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(4)]
+    yield [child.pid for child in children]
+    for child in children:
+        child.kill()
+        child.wait()
+        child.stdin.close()  # type: ignore[union-attr]
+
+
+def test_one_run_answers_for_the_whole_host(tmp_path: Path) -> None:
+    """Nobody else is metering: all joules are this run's."""
+    bench = Bench(tmp_path / "board")
+    bench.join("a", os.getpid())
+    bench.clock.advance(10.0)
+    assert bench.fraction("a", leave=True) == pytest.approx(1.0)
+
+
+def test_two_runs_share_by_cpu_time(tmp_path: Path, pids: list[int]) -> None:
+    """Three times the CPU time is three times the joules, while both are there; alone, a run has all."""
+    bench = Bench(tmp_path / "board")
+    bench.join("a", pids[0])
+    bench.clock.advance(10.0)
+    bench.join("b", pids[1])
+    bench.cpu_s |= {pids[0]: 3.0, pids[1]: 1.0}
+    bench.clock.advance(10.0)
+    assert bench.fraction("b", leave=True) == pytest.approx(0.25, abs=0.01)
+    bench.clock.advance(20.0)
+    assert bench.fraction("a", leave=True) == pytest.approx((10 + 7.5 + 20) / 40, abs=0.01)
+
+
+def test_a_run_inside_another_takes_its_part_of_it(tmp_path: Path, pids: list[int]) -> None:
+    """The ranks under `negawatt run` share its joules with the work it does itself, and take none from others."""
+    outer, rank0, rank1, other = pids
+    bench = Bench(tmp_path / "board", above={rank0: [outer, 1], rank1: [outer, 1]})
+    assert bench.join("outer", outer) == ""
+    assert bench.join("other", other) == ""
+    assert bench.join("rank0", rank0) == "outer"
+    assert bench.join("rank1", rank1) == "outer"
+    bench.clock.advance(10.0)
+    bench.cpu_s |= {outer: 4.0, rank0: 1.0, rank1: 2.0, other: 4.0}  # the outer tree's time holds the ranks'
+    fractions = {key: bench.fraction(key) for key in ("outer", "other", "rank0", "rank1")}
+    assert fractions == pytest.approx({"outer": 0.5, "other": 0.5, "rank0": 0.125, "rank1": 0.25}, abs=0.01)
+
+
+def test_gpus_are_shared_in_equal_parts(tmp_path: Path, pids: list[int]) -> None:
+    """Four ranks that see one GPU answer for a quarter of it each, whatever their CPU time."""
+    bench = Bench(tmp_path / "board", scope="gpu:GPU-1", cpu_s={pids[0]: 100.0})
+    for pid in pids:
+        bench.join(str(pid), pid)
+    bench.clock.advance(10.0)
+    assert [bench.fraction(str(pid)) for pid in pids] == pytest.approx([0.25] * 4)
+
+
+def test_mig_slices_share_by_size_and_unmetered_ones_keep_theirs(tmp_path: Path, pids: list[int]) -> None:
+    """Slices of 3/7 and 2/7 answer for 3/7 and 2/7 of the GPU; the other 2/7 belong to nobody here."""
+    bench = Bench(tmp_path / "board", scope="gpu:GPU-1")
+    bench.join("a", pids[0], [Slice(bench.probes[0], 3 / 7)])
+    bench.join("b", pids[1], [Slice(bench.probes[0], 2 / 7)])
+    bench.clock.advance(10.0)
+    assert (bench.fraction("a"), bench.fraction("b")) == pytest.approx((3 / 7, 2 / 7))
+
+
+def test_a_killed_run_stops_sharing(tmp_path: Path, pids: list[int]) -> None:
+    """A process that is gone takes no part of what is used after it, and of the time in which it died neither."""
+    bench = Bench(tmp_path / "board")
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    bench.join("a", pids[0])
+    bench.join("killed", child.pid)
+    child.kill()
+    child.wait()
+    child.stdin.close()  # type: ignore[union-attr]
+    bench.clock.advance(10.0)
+    assert bench.fraction("a") == pytest.approx(1.0)
+
+
+def test_a_deleted_board_is_noticed(tmp_path: Path) -> None:
+    """A run that is not on the board any more is told so instead of getting a share of nothing."""
+    bench = Bench(tmp_path / "board")
+    bench.join("a", os.getpid())
+    (tmp_path / "board" / "board.json").unlink()
+    assert bench.board.shares("a", bench.probes) is None
+
+
+def test_a_reset_counter_costs_the_board_only_its_slice(tmp_path: Path) -> None:
+    """A state that cannot be continued from starts afresh."""
+    bench = Bench(tmp_path / "board")
+    bench.join("a", os.getpid())
+    path = tmp_path / "board" / "board.json"
+    doc = json.loads(path.read_text())
+    doc["scopes"][bench.scope]["state"] = "from another version"
+    path.write_text(json.dumps(doc))
+    bench.clock.advance(10.0)
+    assert bench.fraction("a") == 1.0
+    bench.clock.advance(10.0)
+    assert bench.fraction("a") == pytest.approx(1.0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0.1, 10), st.lists(st.floats(0, 20), min_size=4, max_size=4))))
+def test_parts_add_up_to_the_whole(steps: list[tuple[int, float, list[float]]]) -> None:
+    """Whoever joins and leaves when: the shares of all runs are the joules of the host while any run was there."""
+    import tempfile
+
+    pid = os.getpid()  # alive; CPU times are told per run through distinct weights of time
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder) / "board")
+        metered_j, answered_j, there = 0.0, 0.0, dict[str, float]()
+        for number, (who, seconds, work) in enumerate([*steps, (9, 1.0, [0.0] * 4)]):
+            bench.cpu_s[pid] = bench.cpu_s.get(pid, 0.0) + work[0]
+            bench.clock.advance(seconds)
+            if there:
+                metered_j += bench.power_w * seconds
+            leaving = [key for key in there if key.startswith(f"{who}-") or who == 9]
+            for key in leaving:
+                answered_j += bench.fraction(key, leave=True) * bench.power_w * (bench.clock() - there.pop(key))
+            if not leaving and who != 9:
+                key = f"{who}-{number}"
+                bench.join(key, pid)
+                there[key] = bench.clock()
+        assert answered_j == pytest.approx(metered_j, rel=1e-9, abs=1e-6)
+
+
+def test_processes_are_known_by_their_birth() -> None:
+    """A child has its parent above it, its CPU time is in the parent's tree, and a dead process was never born."""
+    code = "import os; [None for _ in range(3_000_000)]; print(os.getpid(), flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    before_s = tree_cpu_s(os.getpid())
+    assert child.stdout is not None
+    assert child.stdin is not None
+    child.stdout.readline()
+    assert ancestors(child.pid)[0] == os.getpid()
+    assert tree_cpu_s(child.pid) > 0
+    assert tree_cpu_s(os.getpid()) > before_s
+    assert born(child.pid) is not None
+    child.communicate(b"\n")
+    assert born(child.pid) is None
+    assert tree_cpu_s(child.pid) == 0
+
+
+def test_four_processes_answer_for_the_host_once(tmp_path: Path) -> None:
+    """Four real ranks that meter themselves at the same time sum to 1.00 times the host, and not to 4."""
+    code = """
+        import json, sys, time
+        from negawatt.metering.run import LiveRun
+        print("ready", flush=True); sys.stdin.readline()
+        run = LiveRun("rank", sensors=["cpu-model"])
+        end = time.perf_counter() + 1.5
+        while time.perf_counter() < end: sum(range(1000))
+        ended = run.stop()
+        print(json.dumps([ended.host_energy_j, ended.energy_j, ended.attribution.runs, ended.attribution.process_j]))
+    """
+    environ = {**os.environ, "NEGAWATT_BOARD": str(tmp_path / "board")}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, text=True,
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    for rank in ranks:
+        assert rank.stdout.readline() == "ready\n"  # type: ignore[union-attr]
+    for rank in ranks:
+        rank.stdin.write("go\n")  # type: ignore[union-attr]
+        rank.stdin.flush()  # type: ignore[union-attr]
+    results = [json.loads(rank.communicate()[0]) for rank in ranks]
+    host_j = max(host for host, *_ in results)
+    assert sum(mine for _, mine, *_ in results) == pytest.approx(host_j, rel=0.1)
+    assert all(runs == 4 for *_, runs, _ in results)
+    assert sum(process for *_, process in results) <= host_j * 1.1
