@@ -244,8 +244,8 @@ def test_a_ledger_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch):
     )
     assert (ended.returncode, ended.stdout) == (9, b"done\n")
     assert b"negawatt: sh: " in ended.stderr
-    assert b"cannot make the ledger" in ended.stderr
-    assert b"what to do: make the folder writable" in ended.stderr
+    assert b"cannot write to the spool" in ended.stderr
+    assert b"what to do: make room and the folder writable" in ended.stderr
     assert json.loads(record.read_text())["energy_j"] >= 0
 
 
@@ -279,7 +279,7 @@ def test_no_meter_runs_nothing(tmp_path):
 
 
 class FakeSensor:
-    """A counter that fails at its second snapshot, or hardware that is not there."""
+    """A counter that gives the board and the window one snapshot each, and then vanishes; or is not there."""
 
     info = SensorInfo(name="fake", source=Source.COUNTER, measures="nothing", evidence="a test")
     scope = "cpu:0/package"
@@ -297,7 +297,7 @@ class FakeSensor:
 
     def snapshot(self):
         self.snapshots += 1
-        if self.snapshots > 1:
+        if self.snapshots > 2:
             raise SensorError("the counter vanished", "no joules", "plug it in")
         return 0
 

@@ -20,8 +20,8 @@ from negawatt.core.errors import NoMeterError, SensorError, UsageError
 from negawatt.core.measurement import PowerPoint
 from negawatt.core.reading import Source, total
 from negawatt.hardware.host import this_host
-from negawatt.metering import session
 from negawatt.metering.recording import CURVE_POINTS, Recording, halved
+from negawatt.metering.run import shared_meter
 from negawatt.metering.sensors.rapl import RaplSensor
 from negawatt.metering.session import Meter
 from negawatt.testing import ManualClock, ScriptedSensor, SimulatedPowercap
@@ -47,9 +47,9 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, ScriptedSensor]:
     members: dict[str, ScriptedSensor] = {}
     broken = (registry.Broken(name="bad", distribution="bad-dist", reason="ImportError: no"),)
     monkeypatch.setattr(registry, "sensors", lambda: registry.Found(members=members, broken=broken))
-    session._shared.cache_clear()
+    shared_meter.cache_clear()
     yield members  # type: ignore[misc]
-    session._shared.cache_clear()
+    shared_meter.cache_clear()
 
 
 def until(condition: object, limit_s: float = 5.0) -> None:

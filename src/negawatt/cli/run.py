@@ -5,57 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from negawatt.core.errors import NegawattError, UsageError
-from negawatt.core.host import Host
-from negawatt.core.plan import NotMeasured
-from negawatt.core.reading import Reading, total, weakest
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A command that was run under the meter.
-
-    Attributes:
-        name: what the user calls it.
-        argv: the command and its arguments.
-        started_utc: start, ISO 8601.
-        time_s: wall time [s].
-        exit_code: of the command; None if a signal killed it.
-        signal: name of the signal that killed it, or "".
-        readings: one per scope; empty if a sensor failed on the way.
-        fault: how a sensor failed, or "".
-        not_measured: what was left out, and why.
-        host: where it ran.
-    """
-
-    name: str
-    argv: tuple[str, ...]
-    started_utc: str
-    time_s: float
-    exit_code: int | None
-    signal: str
-    readings: tuple[Reading, ...]
-    fault: str
-    not_measured: tuple[NotMeasured, ...]
-    host: Host
-
-    def summary(self) -> dict[str, Any]:
-        """All of it as JSON, with the sums: energy_j, energy_sd_j, power_w and source; null without readings."""
-        from negawatt.core.codec import to_json
-
-        energy_j = sd_j = power_w = source = None
-        if self.readings:
-            energy_j, sd_j = total(self.readings, self.time_s)
-            power_w, source = energy_j / self.time_s, str(weakest(r.source for r in self.readings))
-        sums = {"energy_j": energy_j, "energy_sd_j": sd_j, "power_w": power_w, "source": source}
-        return {**sums, **to_json(self)}
+if TYPE_CHECKING:
+    from negawatt.core.run import Run
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -78,8 +36,8 @@ def command(name: str | None, sensors: tuple[str, ...], record: Path | None, arg
         record = record.absolute()
         _check_writable(record)
     with held_signals() as mask:
-        status, run = _metered(argv, clean(name or Path(argv[0]).name), sensors, mask)
-        _keep(run, record)
+        status, run, key = _metered(argv, clean(name or Path(argv[0]).name), sensors, mask)
+        _keep(run, key, record)
     end_like(status)
 
 
@@ -93,36 +51,25 @@ def _check_writable(record: Path) -> None:
         )
 
 
-def _metered(argv: tuple[str, ...], name: str, sensors: tuple[str, ...], mask: set[int]) -> tuple[int, Run]:
-    """Run the command; its status and what it cost."""
+def _metered(argv: tuple[str, ...], name: str, sensors: tuple[str, ...], mask: set[int]) -> tuple[int, Run, str]:
+    """Run the command; its status, what it cost, and its key in the ledger."""
     from negawatt.execute.passthrough import run_child
-    from negawatt.hardware.host import this_host
+    from negawatt.metering.run import LiveRun
     from negawatt.metering.session import Meter
 
-    host = this_host()
-    with Meter.open(host, sensors) as meter:
-        started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
-        window = meter.start()
-        status = run_child(argv, mask)
-        readings: tuple[Reading, ...] = ()
-        fault = ""
+    with Meter.open(names=sensors) as meter:
+        live = LiveRun(name, meter=meter, record=True, argv=argv)
         try:
-            readings = window.stop()
-        except NegawattError as error:  # the command has done its work, so its exit code stands; the fault is recorded
-            fault = str(error)
+            status = run_child(argv, mask)
+        except BaseException:
+            live.discard()  # nothing was run
+            raise
         killed = os.WIFSIGNALED(status)
-        return status, Run(
-            name=name,
-            argv=argv,
-            started_utc=started_utc,
-            time_s=window.time_s,
+        run = live.end(
             exit_code=None if killed else os.waitstatus_to_exitcode(status),
             signal=_signal_name(os.WTERMSIG(status)) if killed else "",
-            readings=readings,
-            fault=fault,
-            not_measured=meter.unavailable,
-            host=host,
         )
+    return status, run, live.key
 
 
 def _signal_name(signum: int) -> str:
@@ -132,23 +79,18 @@ def _signal_name(signum: int) -> str:
         return f"signal {signum}"
 
 
-def _keep(run: Run, record: Path | None) -> None:
-    """Write a run to the ledger and the file, and say so. No failure here loses the number or the exit code."""
-    from negawatt.ledger.store import Ledger
-
-    summary = run.summary()
-    lines, errors = _lines(run, summary), []
+def _keep(run: Run, key: str, record: Path | None) -> None:
+    """See the run through to the ledger and the file, and say so. No failure here loses the number or the exit code."""
+    lines, errors = _lines(run), []
     try:
-        with Ledger.open() as ledger:
-            number = ledger.append(
-                "run", summary, workload=run.name, energy_j=summary["energy_j"], source=summary["source"] or ""
-            )
-        lines.append(f"  recorded: `negawatt ledger show {number}`")
+        lines.append(f"  recorded: `negawatt ledger show {_recorded(key)}`")
     except NegawattError as error:
         errors.append(str(error))
+    except Exception as error:  # noqa: BLE001 -- said below; the command's exit code comes first
+        errors.append(f"the run is not in the ledger yet ({type(error).__name__}: {error}); type `negawatt ledger list`")
     if record:
         try:
-            record.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            record.write_text(json.dumps(run.summary(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         except OSError as error:
             errors.append(f"--record {record} cannot be written: {error.strerror}")
     try:
@@ -158,17 +100,36 @@ def _keep(run: Run, record: Path | None) -> None:
         return
 
 
-def _lines(run: Run, summary: dict[str, Any]) -> list[str]:
+def _recorded(key: str) -> int:
+    """Bring the run into the ledger now, because this process may end by a signal, and return its id there."""
+    from negawatt.ledger.spool import shared_spool
+    from negawatt.ledger.store import Ledger
+
+    shared_spool().close()
+    with Ledger.open() as ledger:
+        ledger.merge()
+        return next(record.id for record in reversed(ledger.records(kind="run")) if record.sequence == key)
+
+
+def _lines(run: Run) -> list[str]:
     """The summary as it is printed."""
+    from negawatt.core.reading import total
     from negawatt.report import numbers
 
     end = f", killed by {run.signal}" if run.signal else f", exit code {run.exit_code}" if run.exit_code else ""
-    if not run.readings:
+    if run.energy_j is None or run.host_energy_j is None:
         return [f"negawatt: {run.name}: {numbers.duration(run.time_s)}, energy unknown{end}", f"  {run.fault}"]
-    energy = numbers.energy(summary["energy_j"], summary["energy_sd_j"])
-    power = f"{numbers.significant(summary['power_w'])} W"
+    energy = numbers.energy(run.energy_j, run.energy_sd_j)
+    power = f"{numbers.significant(run.energy_j / run.time_s)} W"
     lines = [f"negawatt: {run.name}: {energy} in {numbers.duration(run.time_s)}, {power} on average{end}"]
     for reading in run.readings:
         one = numbers.energy(*total([reading], run.time_s))
         lines.append(f"  {reading.scope}: {one}, {reading.source} ({reading.sensor})")
+        lines += [f"    doubtful: {flag}" for flag in reading.flags]
+    if part := run.attribution:
+        if part.runs > 1:
+            whole = numbers.energy(run.host_energy_j)
+            lines.append(f"  attributed: its part of {whole} that {part.runs} metered runs shared, {part.rule}")
+        if part.process_j is not None:
+            lines.append(f"  attributed: {numbers.energy(part.process_j)} to its own processes, by CPU time")
     return lines + [f"  not measured: {left.what}: {left.why}" for left in run.not_measured]

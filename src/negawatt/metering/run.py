@@ -127,19 +127,25 @@ class LiveRun:
             raise ValueError(f"work is finite and not negative, got {quantity} {unit}")
         self._work[unit] = work.quantity
 
-    def stop(self, *, error: BaseException | None = None, exit_code: int | None = None, signal: str = "") -> Run | None:
+    def stop(self, *, error: BaseException | None = None) -> Run | None:
         """End the run, and keep it if it is recorded. Idempotent; raises nothing that would hide the user's work.
+
+        Args:
+            error: what ended it, if it was an exception.
+
+        Returns:
+            The run; how a sensor failed is in its `fault`. None in a forked child: there it is the parent's run.
+        """
+        return self.end(error=error) if self.here else None
+
+    def end(self, *, error: BaseException | None = None, exit_code: int | None = None, signal: str = "") -> Run:
+        """As `stop`, for a command and in the process that began the run.
 
         Args:
             error: what ended it, if it was an exception.
             exit_code: of a command.
             signal: name of the signal that killed a command.
-
-        Returns:
-            The run; how a sensor failed is in its `fault`. None in a forked child: there it is the parent's run.
         """
-        if not self.here:
-            return None
         with self._lock:
             if self._ended:
                 return self._ended
@@ -152,6 +158,17 @@ class LiveRun:
         if self._kept:
             self._kept.finish(self._ended, self._window.power_curve)
         return self._ended
+
+    def discard(self) -> None:
+        """End the run as if it had never begun."""
+        with self._lock:
+            _PULSE.remove(self)
+            if _current.get() is self:
+                _current.set(self._outer)
+            if self._kept:
+                self._kept.drop()
+                self._kept = None
+        self.stop()
 
     def pulse(self) -> None:
         """Bring the board and the ledger up to date."""
@@ -227,6 +244,10 @@ class Kept:
                 self.key, run.summary(), energy_j=run.energy_j, source=_source(run), power_curve=points
             )
         )
+
+    def drop(self) -> None:
+        """Forget it."""
+        self._tell(lambda: self._spool.drop(self.key))
 
     def _tell(self, call: Callable[[], None]) -> None:
         try:
