@@ -87,7 +87,7 @@ def _keep(run: Run, key: str, record: Path | None) -> None:
     except NegawattError as error:
         errors.append(str(error))
     except Exception as error:  # noqa: BLE001 -- said below; the command's exit code comes first
-        errors.append(f"the run is not in the ledger yet ({type(error).__name__}: {error}); type `negawatt ledger list`")
+        errors.append(f"the run is not in the ledger yet ({type(error).__name__}: {error}): `negawatt ledger merge`")
     if record:
         try:
             record.write_text(json.dumps(run.summary(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
