@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from negawatt.core.reading import Probe
+from negawatt.hardware.limits import CpuLimits
 from negawatt.hardware.processes import ancestors, born, tree_cpu_s
 from negawatt.metering.board import Board
+from negawatt.metering.session import Meter
 from negawatt.testing import ManualClock, ScriptedSensor
+
+FREE = CpuLimits(cpus=frozenset(), quota=None, host_cpus=64)
 
 
 @dataclass
@@ -42,6 +48,7 @@ class Bench:
     clock: ManualClock = field(default_factory=ManualClock)
     cpu_s: dict[int, float] = field(default_factory=dict)
     above: dict[int, list[int]] = field(default_factory=dict)
+    limits: CpuLimits = FREE
 
     def __post_init__(self) -> None:
         self.board = Board(
@@ -49,6 +56,7 @@ class Bench:
             clock=self.clock,
             cpu_s=lambda pid: self.cpu_s.get(pid, 0.0),
             above=lambda pid: self.above.get(pid, []),
+            limits=self.limits,
         )
         self.probes = list(ScriptedSensor(script=[(0.0, self.power_w)], clock=self.clock, scope=self.scope).open())
 
@@ -123,6 +131,22 @@ def test_mig_slices_share_by_size_and_unmetered_ones_keep_theirs(tmp_path: Path,
     bench.join("b", pids[1], [Slice(bench.probes[0], 2 / 7)])
     bench.clock.advance(10.0)
     assert (bench.fraction("a"), bench.fraction("b")) == pytest.approx((3 / 7, 2 / 7))
+
+
+def test_a_confined_job_answers_for_its_cpus_only(tmp_path: Path, pids: list[int]) -> None:
+    """Two ranks bound to 2 of 64 CPUs each answer for 4/64 of the host together; a quota of 1 CPU for 1/64."""
+    bound = [CpuLimits(cpus=frozenset({n, n + 1}), quota=None, host_cpus=64) for n in (8, 10)]
+    one, two = (Bench(tmp_path / "board", limits=limits) for limits in bound)
+    two.clock = one.clock
+    two.__post_init__()
+    one.join("one", pids[0])
+    two.join("two", pids[1])
+    one.clock.advance(10.0)
+    assert (one.fraction("one"), two.fraction("two")) == pytest.approx((1 / 32, 1 / 32))
+    limited = Bench(tmp_path / "quota", limits=CpuLimits(cpus=frozenset(), quota=1.0, host_cpus=64))
+    limited.join("a", pids[0])
+    limited.clock.advance(10.0)
+    assert limited.fraction("a") == pytest.approx(1 / 64)
 
 
 def test_a_killed_run_stops_sharing(tmp_path: Path, pids: list[int]) -> None:
@@ -205,30 +229,40 @@ def test_processes_are_known_by_their_birth() -> None:
 def test_four_processes_answer_for_the_host_once(tmp_path: Path) -> None:
     """Four real ranks that meter themselves at the same time sum to 1.00 times the host, and not to 4."""
     code = """
-        import json, sys, time
+        import json, sys, threading
         from negawatt.metering.run import LiveRun
         print("ready", flush=True); sys.stdin.readline()
         run = LiveRun("rank", sensors=["cpu-model"])
-        end = time.perf_counter() + 1.5
-        while time.perf_counter() < end: sum(range(1000))
+        print("begun", flush=True)
+        threading.Thread(target=lambda: all(sum(range(1000)) for _ in iter(int, 1)), daemon=True).start()
+        sys.stdin.readline()
         ended = run.stop()
-        print(json.dumps([ended.host_energy_j, ended.energy_j, ended.attribution.runs, ended.attribution.process_j]))
+        part = ended.attribution
+        print(json.dumps([ended.host_energy_j, part.energy_j, part.runs, part.process_j]), flush=True)
     """
     environ = {**os.environ, "NEGAWATT_BOARD": str(tmp_path / "board")}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, text=True,
-        )
-        for _ in range(4)
-    ]  # fmt: skip
-    for rank in ranks:
-        assert rank.stdout.readline() == "ready\n"  # type: ignore[union-attr]
-    for rank in ranks:
-        rank.stdin.write("go\n")  # type: ignore[union-attr]
-        rank.stdin.flush()  # type: ignore[union-attr]
-    results = [json.loads(rank.communicate()[0]) for rank in ranks]
-    host_j = max(host for host, *_ in results)
-    assert sum(mine for _, mine, *_ in results) == pytest.approx(host_j, rel=0.1)
+    with ExitStack() as stack:
+        ranks = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", textwrap.dedent(code)],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, text=True, bufsize=1,
+                )
+            )
+            for _ in range(4)
+        ]  # fmt: skip
+        assert [rank.stdout.readline() for rank in ranks] == ["ready\n"] * 4  # type: ignore[union-attr]
+        with Meter.open(names=("cpu-model",)).start() as whole:
+            for rank in ranks:
+                rank.stdin.write("go\n")  # type: ignore[union-attr]
+            assert [rank.stdout.readline() for rank in ranks] == ["begun\n"] * 4  # type: ignore[union-attr]
+            time.sleep(2.0)
+            for rank in ranks:
+                rank.stdin.write("stop\n")  # type: ignore[union-attr]
+            results = [json.loads(rank.stdout.readline()) for rank in ranks]  # type: ignore[union-attr]
+    (host,) = whole.readings()
+    parts_j = sum(mine for _, mine, *_ in results)
+    assert 0.8 * host.energy_j < parts_j < 1.02 * host.energy_j  # they begin and end a little inside the whole
+    assert sum(host_j for host_j, *_ in results) > 2.5 * parts_j  # what adding up their readings would give
     assert all(runs == 4 for *_, runs, _ in results)
-    assert sum(process for *_, process in results) <= host_j * 1.1
+    assert sum(process_j for *_, process_j in results) < 1.02 * host.energy_j

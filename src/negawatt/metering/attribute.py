@@ -66,8 +66,16 @@ class Attributor:
             energy_j=energy_j,
             process_j=self._process_j(readings),
             runs=self._shares.runs if self._shares else 1,
-            rule=self._unshared or BOARD_RULE,
+            rule=self._unshared or self._rule(),
         )
+
+    def _rule(self) -> str:
+        confined = self._shares.cpus_fraction if self._shares else 1.0
+        if confined < 1:
+            return (
+                f"{BOARD_RULE}; the runs here are confined to {confined:.1%} of the host's CPUs and answer for no more"
+            )
+        return BOARD_RULE
 
     def _process_j(self, readings: Sequence[Reading]) -> float | None:
         """Processor joules by this process's part of the host's CPU time."""

@@ -5,7 +5,8 @@ too much (codecarbon pull request 1390). The board is a small file that all mete
 together. Whenever a run begins or ends, whoever does it splits the joules since the last such moment among the
 runs that were there:
 
-- processors, memory, the host: by the CPU time of each run's process and its descendants;
+- processors, memory, the host: by the CPU time of each run's process and its descendants; where all runs are confined
+  to some of the CPUs (a container, a Slurm job), the others keep their part for whoever they belong to;
 - a GPU: in equal parts among the runs that see it, and between MIG slices by their size, where slices nobody meters
   keep their part;
 - a run inside another (`negawatt run -- torchrun ...` around ranks that meter themselves) takes its part of the
@@ -29,6 +30,7 @@ from typing import Any
 from negawatt.core.codec import from_json, to_json
 from negawatt.core.errors import NegawattError
 from negawatt.core.reading import Probe
+from negawatt.hardware.limits import CpuLimits, cpu_limits
 from negawatt.hardware.processes import ancestors, born, tree_cpu_s
 from negawatt.metering.recording import snapshot
 
@@ -45,10 +47,12 @@ class Shares:
     Attributes:
         fractions: part of the joules of each scope, 0 to 1.
         runs: the most runs that shared at once, this one included: those of the whole host, or of the outer run.
+        cpus_fraction: part of the host's CPUs that the metered runs may use now.
     """
 
     fractions: Mapping[str, float]
     runs: int
+    cpus_fraction: float
 
 
 class Board:
@@ -59,6 +63,7 @@ class Board:
         clock: monotonic seconds that all processes of the host share.
         cpu_s: CPU time of a process and its descendants [s].
         above: the processes above a process, the nearest first.
+        limits: what this process may use of the host's CPUs; None asks the system.
 
     Raises:
         OSError: in every method, if the folder cannot be used.
@@ -71,11 +76,13 @@ class Board:
         clock: Callable[[], float] = time.perf_counter,
         cpu_s: Callable[[int], float] = tree_cpu_s,
         above: Callable[[int], Sequence[int]] = ancestors,
+        limits: CpuLimits | None = None,
     ) -> None:
         self._folder = folder or default_folder()
         self._clock = clock
         self._cpu_s = cpu_s
         self._ancestors = above
+        self._limits = limits or cpu_limits()
 
     def join(self, key: str, probes: Sequence[Probe], *, recorded: bool = False, pid: int | None = None) -> str:
         """Begin to share.
@@ -99,6 +106,8 @@ class Board:
                 "born": born(pid),
                 "parent": parent,
                 "recorded": recorded,
+                "cpus": sorted(self._limits.cpus),
+                "quota": self._limits.quota,
                 "cpu_s": 0.0,
                 "weights": {probe.scope: getattr(probe, "slice_fraction", 1.0) for probe in probes},
                 "since_j": {probe.scope: scopes[probe.scope]["energy_j"] for probe in probes},
@@ -121,6 +130,7 @@ class Board:
         """
         with self._locked() as doc:
             self._split(doc, probes)
+            cpus_fraction = self._cpus_fraction(doc["runs"])
             run = doc["runs"].pop(key, None) if leave else doc["runs"].get(key)
             if run is None:
                 return None
@@ -128,7 +138,7 @@ class Board:
             for scope, energy_j in run["energy_j"].items():
                 whole_j = doc["scopes"][scope]["energy_j"] - run["since_j"][scope]
                 fractions[scope] = min(1.0, energy_j / whole_j) if whole_j > 0 else 1 / run["most"]
-            return Shares(fractions=fractions, runs=run["most"])
+            return Shares(fractions=fractions, runs=run["most"], cpus_fraction=cpus_fraction)
 
     def _split(self, doc: _Doc, probes: Sequence[Probe]) -> None:
         """Give the joules since the last time to the runs that were there."""
@@ -142,7 +152,18 @@ class Board:
         doc["time_s"] = now_s
         for probe in probes:
             energy_j = _advance(doc["scopes"], probe, fresh=not runs)
-            _give(runs, probe.scope, energy_j, worked_s, idle_s)
+            pool_j = energy_j if probe.scope.startswith("gpu") else energy_j * self._cpus_fraction(runs)
+            _give(runs, probe.scope, pool_j, worked_s, idle_s)
+
+    def _cpus_fraction(self, runs: _Doc) -> float:
+        """The part of the host's CPUs that the runs may use, all together."""
+        if not runs:
+            return 1.0
+        whole = self._limits.host_cpus
+        sets = [run["cpus"] or range(whole) for run in runs.values()]
+        # Runs that see each other's board are in one container, so they share one quota.
+        quotas = [run["quota"] or whole for run in runs.values()]
+        return min(len(set().union(*sets)), max(quotas), whole) / whole
 
     def _mark(self, runs: _Doc) -> None:
         """Note the CPU time of all runs. A run without another needs none to be told from, and reading it is dear."""
