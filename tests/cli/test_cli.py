@@ -17,7 +17,7 @@ from negawatt.core.errors import NeedsPrivilegeError, NoMeterError, UsageError
 from negawatt.ledger.store import Ledger
 
 ENTRY = [sys.executable, "-c", "import sys; from negawatt.cli import main; sys.exit(main())"]
-VERBS = ["plan", "apply", "run", "doctor", "ledger"]
+VERBS = ["plan", "apply", "run", "doctor", "ledger", "footprint", "estimate", "forecast", "calibrate", "config"]
 
 
 @pytest.fixture(autouse=True)

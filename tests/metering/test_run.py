@@ -63,9 +63,7 @@ def test_a_run_alone_answers_for_all_joules(clock: ManualClock) -> None:
 
 
 def test_threads_share_and_blocks_inside_blocks_do_not(clock: ManualClock) -> None:
-    """Two runs side by side in threads answer for half each; a run inside another is part of it, with nothing of its
-    own to answer for.
-    """
+    """Two runs side by side answer for half each; a run inside another has nothing of its own."""
     runs: list[Run] = []
     inside: list[object] = []
     ready, done = threading.Barrier(3), threading.Barrier(3)

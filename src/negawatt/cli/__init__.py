@@ -22,7 +22,12 @@ _COMMANDS = {
     "apply": "Run a workload under its plan and record whether the saving held.",
     "run": "Run a command under the meter and record its joules.",
     "doctor": "Show what this host can measure and change, and what to type for the rest.",
-    "ledger": "Look up what was measured.",
+    "ledger": "Look up what was measured, and check that it is intact.",
+    "footprint": "Show what an energy is the same as, with ranges and sources.",
+    "estimate": "Estimate energy, carbon and cost before running, as ranges.",
+    "forecast": "Forecast AI's electricity and which levers bend it.",
+    "calibrate": "Correct this host's meter by a wall meter.",
+    "config": "Show and set where this host is and what its power costs.",
 }
 
 
