@@ -1,8 +1,9 @@
 """What metering itself costs: import, start, one window, the background, memory, beside the trackers in use today.
 
 Every case runs in fresh interpreters, in an environment of its own, cases taking turns. CPU seconds include those of
-helper processes. Without RAPL and GPU the peers have little to read here, so their figures are lower bounds; negawatt is
-also measured on a simulated powercap tree with two packages and their DRAM, polled ten times a second.
+helper processes. Without RAPL and GPU the peers have little to read here, so their figures are lower bounds; negawatt
+is also measured on a simulated powercap tree with two packages and their DRAM, polled ten times a second, and inside
+another run, where a window is not put on the board.
 
     .venv/bin/python benchmarks/meter.py [--json] [--quick] [--rounds N] [--seconds S]
 """
@@ -21,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,6 +34,7 @@ PEERS = {
 CASES = {
     "bare": "bare",
     "negawatt": "negawatt",
+    "negawatt_inside": "negawatt",
     "negawatt_rapl": "negawatt",
     "codecarbon": "codecarbon",
     "codecarbon_10hz": "codecarbon",
@@ -49,9 +52,9 @@ def cpu_s() -> float:
     """CPU seconds of this process, and of its children, dead or alive."""
     times = os.times()
     total, tick_s = sum(times[:4]), 1 / os.sysconf("SC_CLK_TCK")
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+            fields = (process / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             if int(fields[1]) == os.getpid():
                 total += (int(fields[11]) + int(fields[12])) * tick_s
     return total
@@ -63,25 +66,48 @@ def rss_mb() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
-def bare(_folder: str) -> tuple[Callable[[], object], Callable[[], object], Callable[[], object]]:
-    """Nothing: what Python and this program cost."""
-    return (lambda: None), (lambda: None), (lambda: None)
+@dataclass(frozen=True)
+class Case:
+    """What a tracker does: make it ready, begin and end a window, and work in the background."""
+
+    start: Callable[[], object]
+    begin: Callable[[], object]
+    end: Callable[[], object]
+    background: Callable[[], object]
 
 
-def negawatt(_folder: str) -> tuple[Callable[[], object], Callable[[], object], Callable[[], object]]:
+def nothing() -> None:
+    """Nothing."""
+
+
+def bare(_folder: str) -> Case:
+    """What Python and this program cost."""
+    return Case(nothing, nothing, nothing, nothing)
+
+
+def negawatt(_folder: str) -> Case:
     """As a user has it: every sensor of this host."""
     from negawatt import meter
 
-    outer, window = meter("benchmark"), [None]
+    runs: list = []
 
     def begin() -> None:
-        window[0] = meter("window")
-        window[0].__enter__()
+        runs.append(meter("window"))
+        runs[-1].__enter__()
 
-    return outer.__enter__, begin, lambda: window[0].__exit__(None, None, None)
+    def end() -> None:
+        runs.pop().__exit__(None, None, None)
+
+    return Case(lambda: (begin(), end()), begin, end, begin)
 
 
-def negawatt_rapl(folder: str) -> tuple[Callable[[], object], Callable[[], object], Callable[[], object]]:
+def negawatt_inside(folder: str) -> Case:
+    """Windows inside another run."""
+    case = negawatt(folder)
+    return Case(case.begin, case.begin, case.end, nothing)
+
+
+def negawatt_rapl(folder: str) -> Case:
     """RAPL counters of two packages and their DRAM in a powercap tree, polled at 10 Hz."""
     from negawatt.hardware.host import this_host
     from negawatt.metering.run import LiveRun
@@ -89,27 +115,16 @@ def negawatt_rapl(folder: str) -> tuple[Callable[[], object], Callable[[], objec
     from negawatt.metering.sensors.rapl import RaplSensor
     from negawatt.metering.session import Meter
 
-    class Polled:
-        """A probe that asks to be read ten times a second."""
+    meter = Meter(open_best({"rapl": RaplSensor(Path(folder))}, this_host()), tick_s=0.1)
+    runs: list = []
 
-        period_s = 0.1
+    def begin() -> None:
+        runs.append(LiveRun("window", meter=meter))
 
-        def __init__(self, probe: object) -> None:
-            self.scope, self.snapshot, self.reading = probe.scope, probe.snapshot, probe.reading
-
-    opened = open_best({"rapl": RaplSensor(Path(folder))}, this_host())
-    meter = Meter(type(opened)(sensors=opened.sensors, probes=tuple(map(Polled, opened.probes)), left_out=()))
-    runs = []
-    return (
-        lambda: runs.append(LiveRun("benchmark", meter=meter)),
-        lambda: runs.append(LiveRun("window", meter=meter)),
-        lambda: runs.pop().stop(),
-    )
+    return Case(nothing, begin, lambda: runs.pop().stop(), begin)
 
 
-def codecarbon(
-    _folder: str, **options: object
-) -> tuple[Callable[[], object], Callable[[], object], Callable[[], object]]:
+def codecarbon(_folder: str, **options: object) -> Case:
     """OfflineEmissionsTracker with tasks."""
     from codecarbon import OfflineEmissionsTracker
 
@@ -121,15 +136,15 @@ def codecarbon(
         )
         tracker[0].start()
 
-    return start, lambda: tracker[0].start_task("t"), lambda: tracker[0].stop_task("t")
+    return Case(start, lambda: tracker[0].start_task("t"), lambda: tracker[0].stop_task("t"), nothing)
 
 
-def codecarbon_10hz(folder: str) -> tuple[Callable[[], object], Callable[[], object], Callable[[], object]]:
+def codecarbon_10hz(folder: str) -> Case:
     """The same, measuring ten times a second."""
     return codecarbon(folder, measure_power_secs=0.1)
 
 
-def zeus(_folder: str) -> tuple[Callable[[], object], Callable[[], object], Callable[[], object]]:
+def zeus(_folder: str) -> Case:
     """ZeusMonitor with windows."""
     import logging
 
@@ -141,10 +156,13 @@ def zeus(_folder: str) -> tuple[Callable[[], object], Callable[[], object], Call
     def start() -> None:
         monitor.append(ZeusMonitor(gpu_indices=[], approx_instant_energy=False))
 
-    return start, lambda: monitor[0].begin_window("w"), lambda: monitor[0].end_window("w")
+    def begin() -> None:
+        monitor[0].begin_window("w")
+
+    return Case(start, begin, lambda: monitor[0].end_window("w"), begin)
 
 
-def carbontracker(folder: str) -> tuple[Callable[[], object], Callable[[], object], Callable[[], object]]:
+def carbontracker(folder: str) -> Case:
     """CarbonTracker with a simulated CPU, its epoch as the window."""
     from carbontracker.tracker import CarbonTracker
 
@@ -158,27 +176,32 @@ def carbontracker(folder: str) -> tuple[Callable[[], object], Callable[[], objec
             )
         )  # fmt: skip
 
-    return start, lambda: tracker[0].epoch_start(), lambda: tracker[0].epoch_end()
+    def begin() -> None:
+        tracker[0].epoch_start()
+
+    def end() -> None:
+        tracker[0].epoch_end()
+
+    return Case(start, begin, end, begin)
 
 
 def child(case: str, folder: str, seconds: float) -> dict[str, float]:
     """Everything about one case, in this process."""
     begin_s = cpu_s()
-    start, begin, end = globals()[case](folder)
+    made: Case = globals()[case](folder)
     imported_s = cpu_s()
-    start()
+    made.start()
     started_s, begins, ends = cpu_s(), [], []
     for _ in range(WINDOWS):
         a = time.perf_counter()
-        begin()
+        made.begin()
         b = time.perf_counter()
         time.sleep(0.002)
         c = time.perf_counter()
-        end()
+        made.end()
         begins.append(b - a)
         ends.append(time.perf_counter() - c)
-    if case == "carbontracker":
-        begin()  # it measures inside an epoch only
+    made.background()
     idle_s, wall_s = cpu_s(), time.perf_counter()
     time.sleep(seconds)
     background = (cpu_s() - idle_s) / (time.perf_counter() - wall_s)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 
@@ -22,6 +23,12 @@ class CpuLimits:
     cpus: frozenset[int]
     quota: float | None  # CPUs
     host_cpus: int
+
+
+@cache
+def this_process_limits() -> CpuLimits:
+    """`cpu_limits()`, read once per process."""
+    return cpu_limits()
 
 
 def cpu_limits(root: Path = Path("/"), environ: Mapping[str, str] | None = None) -> CpuLimits:

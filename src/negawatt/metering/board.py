@@ -30,7 +30,7 @@ from typing import Any
 from negawatt.core.codec import from_json, to_json
 from negawatt.core.errors import NegawattError
 from negawatt.core.reading import Probe
-from negawatt.hardware.limits import CpuLimits, cpu_limits
+from negawatt.hardware.limits import CpuLimits, this_process_limits
 from negawatt.hardware.processes import ancestors, born, tree_cpu_s
 from negawatt.metering.recording import snapshot
 
@@ -82,7 +82,7 @@ class Board:
         self._clock = clock
         self._cpu_s = cpu_s
         self._ancestors = above
-        self._limits = limits or cpu_limits()
+        self._limits = limits or this_process_limits()
 
     def join(self, key: str, probes: Sequence[Probe], *, recorded: bool = False, pid: int | None = None) -> str:
         """Begin to share.
