@@ -39,6 +39,12 @@ with Ledger.open(path) as ledger:
 """
 
 
+REPLACE = (
+    "INSERT OR REPLACE INTO records SELECT {id}, '', host, kind, workload, '', campaign, 0, source, machine_id,"
+    " boot_id, {sequence}, hash, '' FROM records"
+)
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "folder" / "ledger.sqlite"
@@ -128,7 +134,8 @@ def test_what_could_not_be_read_back_is_refused(path, kind, body, energy_j, mess
     [
         "UPDATE records SET energy_j = 0",
         "DELETE FROM records",
-        "INSERT OR REPLACE INTO records SELECT id, '', host, kind, workload, '', campaign, 0, source, '' FROM records",
+        REPLACE.format(id="id", sequence="'another'"),
+        REPLACE.format(id="id + 1", sequence="sequence"),
     ],
 )
 def test_records_are_append_only(path, statement):

@@ -1,27 +1,32 @@
-"""`negawatt ledger`: look up what was measured."""
+"""`negawatt ledger`: look up what was measured, add it up, and check that nothing was lost or changed."""
 
 from __future__ import annotations
 
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from negawatt.cli import Commands
-from negawatt.core.errors import NegawattError, UsageError
+from negawatt.core.errors import LedgerError, NegawattError, UsageError
 
 if TYPE_CHECKING:
-    from negawatt.ledger.store import Record
+    from negawatt.ledger.merge import Merged
+    from negawatt.ledger.store import Ledger, Record, Total
 
 command = Commands(
     name="ledger",
     help="Look up what was measured.\n\nThe ledger is the file NEGAWATT_LEDGER, by default in your state folder "
-    "(`negawatt doctor` shows where). Records are only ever added.",
+    "(`negawatt doctor` shows where). Records are only ever added. What running processes have spooled is taken in "
+    "first.",
 )
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 
 
 @command.command("list")
@@ -33,7 +38,7 @@ def list_records(kind: str | None, workload: str | None, limit: int, as_json: bo
     """List records, the newest last."""
     records = _read(kind=kind, workload=workload, limit=limit)
     if as_json:
-        click.echo(json.dumps([_plain(record) for record in records], indent=1))
+        _say(records)
     elif records:
         _print(records)
 
@@ -42,14 +47,10 @@ def list_records(kind: str | None, workload: str | None, limit: int, as_json: bo
 @click.argument("record_id", metavar="ID", type=int)
 def show(record_id: int) -> None:
     """Show one record, as JSON."""
-    from negawatt.ledger.store import Ledger, default_path
-
-    if not default_path().exists():
-        raise UsageError(
-            f"no ledger at {default_path()}", "there is nothing to show", "`negawatt run -- CMD` starts one"
-        )
-    with Ledger.open() as ledger:
-        click.echo(json.dumps(_plain(ledger.get(record_id)), indent=1))
+    with _merged_ledger() as ledger:
+        if ledger is None:
+            raise UsageError(f"no record {record_id}: no ledger yet", "there is nothing to show", _START)
+        _say(ledger.get(record_id))
 
 
 @command.command()
@@ -73,17 +74,153 @@ def export(form: str, out: Path | None) -> None:
         ) from error
 
 
-def _read(kind: str | None = None, workload: str | None = None, limit: int | None = None) -> list[Record]:
-    """Records of the ledger; none, with a word on stderr, if there is no ledger yet: looking must not make one."""
-    from negawatt.ledger.store import KINDS, Ledger, default_path
+@command.command()
+@click.option("--kind", metavar="KIND", help="Only run, trial, campaign, plan or apply.")
+@click.option("--workload", metavar="NAME", help="Only this workload, or name of a run.")
+@_as_json
+def total(kind: str | None, workload: str | None, as_json: bool) -> None:  # noqa: FBT001
+    """Add up joules per workload, kind and source.
+
+    Joules of different sources are not added, nor are kinds: a plan's joules hold those of its trials. Runs inside of
+    other runs are left out: the outer ones hold their joules.
+    """
+    _check_kind(kind)
+    with _merged_ledger() as ledger:
+        totals = [] if ledger is None else ledger.totals(kind=kind, workload=workload)
+    if as_json:
+        _say(totals)
+    elif totals:
+        _print_totals(totals)
+
+
+@command.command()
+@click.option("--head", metavar="HASH", help="A head hash noted earlier, which has to be in the ledger still.")
+@_as_json
+def verify(head: str | None, as_json: bool) -> None:  # noqa: FBT001
+    """Check that no record was changed, removed or moved.
+
+    Prints the hash of the last record. Note it elsewhere: only that shows, with --head, that the last records were not
+    cut off or the whole file made anew. Exit code 0: intact; 1: not.
+    """
+    from negawatt.ledger.chain import Verified
+    from negawatt.ledger.store import default_path
+    from negawatt.report.numbers import plural
+
+    if head is not None and (len(head) != 64 or set(head.lower()) - set("0123456789abcdef")):
+        raise UsageError(f"--head {head}", "a hash has 64 hexadecimal digits", "copy what `verify` printed")
+    with _merged_ledger() as ledger:
+        if ledger is None and head is not None:
+            raise LedgerError(f"no ledger at {default_path()}", "that record is gone", "restore the file from a backup")
+        found = ledger.verify(head and head.lower()) if ledger else Verified(records=0, head="", fault=None)
+    intact = plural(found.records, "record")
+    if as_json:
+        _say(found)
+    elif found.fault:
+        click.echo(f"damaged: {found.fault.what}\nintact before it: {intact}")
+    else:
+        click.echo(f"intact: {intact}, head {found.head or 'none yet'}")
+    if found.fault:
+        sys.exit(1)
+
+
+@command.command()
+@click.argument(
+    "folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@_as_json
+def merge(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
+    """Take in what processes have spooled, here or in each FOLDER.
+
+    Hosts that share a disk spool to one FOLDER there (NEGAWATT_SPOOL=FOLDER), and one of them merges it. Safe to
+    repeat: a record is taken once. Exit code 1: a spool was not understood; it was left as it is.
+    """
+    from negawatt.ledger.merge import Merged
+    from negawatt.ledger.store import Ledger
+
+    merged = Merged()
+    with Ledger.open() as ledger:
+        for folder in folders or (None,):
+            merged += ledger.merge(folder)
+    _warn_of(merged)
+    if as_json:
+        _say(merged)
+    else:
+        click.echo(f"{merged.added} added, {merged.interrupted} of them interrupted; {merged.known} known before")
+    if merged.faults:
+        sys.exit(1)
+
+
+@command.command()
+@click.option(
+    "--keep-days", type=click.FloatRange(min=0), metavar="N", default=14.0, show_default="14", help="Keep so many days."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be merged, and leave it.")
+@_as_json
+def rollup(keep_days: float, dry_run: bool, as_json: bool) -> None:  # noqa: FBT001
+    """Turn old power curves into one-minute means.
+
+    The energy under a curve stays the same, and records are kept for ever. The space is used again.
+    """
+    from negawatt.ledger.retention import RolledUp
+    from negawatt.report.numbers import plural
+
+    with _merged_ledger() as ledger:
+        done = ledger.rollup(keep_days=keep_days, dry_run=dry_run) if ledger else RolledUp(points=0, means=0)
+    if as_json:
+        _say(done)
+    else:
+        become = "would become" if dry_run else "became"
+        click.echo(f"{plural(done.points, 'point')} {become} {plural(done.means, 'mean')}")
+
+
+_START = "`negawatt run -- CMD` starts one"
+
+
+@contextmanager
+def _merged_ledger() -> Iterator[Ledger | None]:
+    """The ledger with all that was spooled; None, with a word on stderr, if there is none: looking makes none."""
+    from negawatt.ledger.merge import waiting
+    from negawatt.ledger.paths import spool_folder
+    from negawatt.ledger.store import Ledger, default_path
+
+    path = default_path()
+    if not path.exists() and not waiting(spool_folder(path)):
+        click.echo(f"negawatt: no ledger at {path} yet; {_START}", err=True)
+        yield None
+        return
+    with Ledger.open(path) as ledger:
+        try:
+            _warn_of(ledger.merge())
+        except LedgerError as error:  # what is in the ledger can be looked at all the same
+            click.echo(f"negawatt: {error}", err=True)
+        yield ledger
+
+
+def _warn_of(merged: Merged) -> None:
+    """Say on stderr what a merge did not take."""
+    from negawatt.report.numbers import clean
+
+    for fault in merged.faults:
+        click.echo(f"negawatt: not merged, and left as it is: {clean(fault)}", err=True)
+
+
+def _check_kind(kind: str | None) -> None:
+    from negawatt.ledger.store import KINDS
 
     if kind is not None and kind not in KINDS:
         raise UsageError(f"--kind {kind}", "no record is of that kind", f"use one of {', '.join(KINDS)}")
-    if not default_path().exists():
-        click.echo(f"negawatt: no ledger at {default_path()} yet; `negawatt run -- CMD` starts one", err=True)
-        return []
-    with Ledger.open() as ledger:
-        return ledger.records(kind=kind, workload=workload, limit=limit)
+
+
+def _read(kind: str | None = None, workload: str | None = None, limit: int | None = None) -> list[Record]:
+    _check_kind(kind)
+    with _merged_ledger() as ledger:
+        return [] if ledger is None else ledger.records(kind=kind, workload=workload, limit=limit)
+
+
+def _say(value: object) -> None:
+    from negawatt.core.codec import to_json
+
+    click.echo(json.dumps(to_json(value), indent=1))
 
 
 def _plain(record: Record) -> dict[str, Any]:
@@ -110,16 +247,39 @@ def _write_csv(records: Sequence[Record], file: TextIO) -> None:
 
 
 def _print(records: Sequence[Record]) -> None:
+    rows = []
+    for r in records:
+        written = r.created_utc[:19].replace("T", " ")
+        rows.append((str(r.id), written, r.kind, r.workload, r.phase, _energy(r.energy_j), r.source))
+    _table(("id", "written (UTC)", "kind", "workload", "phase", "energy", "source"), rows)
+
+
+def _print_totals(totals: Sequence[Total]) -> None:
+    rows = [
+        (t.workload, t.kind, t.source, _energy(t.energy_j), str(t.records), str(t.unknown) if t.unknown else "")
+        for t in totals
+    ]
+    _table(("workload", "kind", "source", "energy", "records", "of unknown energy"), rows)
+
+
+def _energy(energy_j: float | None) -> str:
+    from negawatt.report.numbers import energy
+
+    return "" if energy_j is None else energy(energy_j)
+
+
+_NUMBERS = ("id", "energy", "records", "of unknown energy")
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from negawatt.report.numbers import clean, energy
+    from negawatt.report.numbers import clean
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("id", "written (UTC)", "kind", "workload", "phase", "energy", "source"):
-        table.add_column(name, justify="right" if name in ("id", "energy") else "left", overflow="fold")
-    for r in records:
-        joules = "" if r.energy_j is None else energy(r.energy_j)
-        cells = (str(r.id), r.created_utc[:19].replace("T", " "), r.kind, r.workload, r.phase, joules, r.source)
-        table.add_row(*(clean(cell) for cell in cells))
+    for name in names:
+        table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(clean(cell) for cell in row))
     Console(markup=False, highlight=False, emoji=False).print(table)

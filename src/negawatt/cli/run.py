@@ -83,7 +83,7 @@ def _keep(run: Run, key: str, record: Path | None) -> None:
     """See the run through to the ledger and the file, and say so. No failure here loses the number or the exit code."""
     lines, errors = _lines(run), []
     try:
-        lines.append(f"  recorded: `negawatt ledger show {_recorded(key)}`")
+        lines.append(_recorded(key))
     except NegawattError as error:
         errors.append(str(error))
     except Exception as error:  # noqa: BLE001 -- said below; the command's exit code comes first
@@ -100,15 +100,17 @@ def _keep(run: Run, key: str, record: Path | None) -> None:
         return
 
 
-def _recorded(key: str) -> int:
-    """Bring the run into the ledger now, because this process may end by a signal, and return its id there."""
+def _recorded(key: str) -> str:
+    """Bring the run into the ledger now, because this process may end by a signal; where it is, as a line."""
     from negawatt.ledger.spool import shared_spool
     from negawatt.ledger.store import Ledger
 
-    shared_spool().close()
+    spool = shared_spool()
+    if spool.close() is None:  # another process merges at this moment, or another host will
+        return f"  recorded: run {key} in {spool.folder}, until it is merged"
     with Ledger.open() as ledger:
-        ledger.merge()
-        return next(record.id for record in reversed(ledger.records(kind="run")) if record.sequence == key)
+        found = ledger.find(key)
+    return f"  recorded: `negawatt ledger show {found.id}`" if found else f"  recorded: run {key}"
 
 
 def _lines(run: Run) -> list[str]:
