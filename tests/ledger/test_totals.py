@@ -21,7 +21,7 @@ def test_sources_are_never_added(ledger):
 
 
 def test_a_run_inside_another_is_not_added(ledger):
-    """A record whose parent is here is left out, because the parent's joules hold its own; one that was lost is none."""
+    """A record whose parent is here is left out, because the parent's joules hold its own; a lost parent is none."""
     ledger.append("run", {"parent": ""}, workload="outer", energy_j=10.0, source="counter")
     ledger.append("run", {"parent": None}, workload="outer", energy_j=10.0, source="counter")
     outer = ledger.records()[0].sequence

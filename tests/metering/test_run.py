@@ -21,8 +21,10 @@ import negawatt
 from negawatt.core import registry
 from negawatt.core.errors import SensorError, UsageError
 from negawatt.core.run import Run
+from negawatt.hardware.host import this_host
 from negawatt.ledger.store import Ledger
 from negawatt.metering import run as run_module
+from negawatt.metering.calibration import Point, fit, save
 from negawatt.metering.run import LiveRun, shared_meter
 from negawatt.testing import ManualClock, ScriptedSensor
 
@@ -132,6 +134,30 @@ def test_misuse_is_explained(clock: ManualClock) -> None:
 
 def lambda_generator() -> Iterator[int]:
     yield 1
+
+
+def test_a_calibrated_host_gives_joules_at_the_wall(
+    clock: ManualClock, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a calibration of this host and sensor, a run has joules at the wall; without, none; broken, it says so."""
+    path = ledger.parent / "calibration.json"
+    monkeypatch.setenv("NEGAWATT_CALIBRATION", str(path))
+    runs: list[Run] = []
+    points = [Point(metered_w=x, wall_w=20 + 1.5 * x) for x in (5.0, 10.0, 20.0)]
+    with negawatt.meter("before", then=runs.append) as m:
+        clock.advance(1.0)
+        assert m.wall_j is None
+    save(fit(points, this_host(), ["cpu:0/package"], ["scripted"])[0], path)
+    with negawatt.meter("after", then=runs.append):
+        time.sleep(0.01)
+    path.write_text("{")
+    with negawatt.meter("broken", then=runs.append, record=True):
+        clock.advance(1.0)
+    before, after, broken = runs
+    assert (before.wall_j, broken.wall_j) == (None, None)
+    assert after.wall_j == pytest.approx(20 * after.time_s)  # no time passed on the sensor's clock
+    assert "half understood" in broken.fault
+    assert broken.energy_j == 10.0
 
 
 def test_a_run_is_logged(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:

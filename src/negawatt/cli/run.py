@@ -128,6 +128,10 @@ def _lines(run: Run) -> list[str]:
         one = numbers.energy(*total([reading], run.time_s))
         lines.append(f"  {reading.scope}: {one}, {reading.source} ({reading.sensor})")
         lines += [f"    doubtful: {flag}" for flag in reading.flags]
+    if run.fault:
+        lines.append(f"  {run.fault}")
+    if run.wall_j is not None:
+        lines.append(f"  at the wall, by this host's calibration: {numbers.energy(run.wall_j, run.wall_sd_j)}")
     if part := run.attribution:
         if part.runs > 1:
             whole = numbers.energy(run.host_energy_j)

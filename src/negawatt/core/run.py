@@ -61,6 +61,8 @@ class Run:
         not_measured: what was left out, and why.
         host: where it ran.
         parent: key of the run that this one is a part of, or "".
+        wall_j, wall_sd_j: the host's joules at the wall and their standard deviation, by this host's calibration; None
+            where there is none [J].
     """
 
     name: str
@@ -77,6 +79,8 @@ class Run:
     not_measured: tuple[NotMeasured, ...] = ()
     host: Host
     parent: str = ""
+    wall_j: float | None = None
+    wall_sd_j: float | None = None
 
     @property
     def energy_j(self) -> float | None:

@@ -120,6 +120,14 @@ class LiveRun:
             return self._ended.attribution
         return self._attribute(self.readings)
 
+    @property
+    def wall_j(self) -> tuple[float, float] | None:
+        """The host's joules at the wall and their standard deviation; None if this host was not calibrated [J].
+
+        Raises SensorError, or UsageError if the calibration cannot be read.
+        """
+        return self._at_the_wall(self.readings)
+
     def did(self, quantity: float, unit: str) -> None:
         """Count useful work: `m.did(4096, "token")`. Raises ValueError if it is negative or not finite."""
         work = Work(unit=unit, quantity=self._work.get(unit, 0.0) + quantity)
@@ -197,6 +205,14 @@ class LiveRun:
             self._attributor.update(leave=leave)
         return self._attributor.attribution(readings) if readings else None
 
+    def _at_the_wall(self, readings: Sequence[Reading]) -> tuple[float, float] | None:
+        from negawatt.metering.calibration import default_path, load
+
+        if not readings or not default_path().exists():
+            return None
+        known = load(this_host(), self._meter.scopes, [sensor.name for sensor in self._meter.sensors])
+        return known.wall_energy_j(readings, self.time_s) if known else None
+
     def _now(
         self, *, leave: bool = False, exit_code: int | None = None, signal: str = "", error: BaseException | None = None
     ) -> Run:
@@ -205,6 +221,11 @@ class LiveRun:
             readings = self._window.readings()
         except NegawattError as failed:
             fault = str(failed)
+        wall_j, wall_sd_j = None, None  # type: float | None, float | None
+        try:
+            wall_j, wall_sd_j = self._at_the_wall(readings) or (None, None)
+        except NegawattError as failed:
+            fault = fault or str(failed)
         return Run(
             name=self.name,
             started_utc=self._started_utc,
@@ -220,6 +241,8 @@ class LiveRun:
             not_measured=self._meter.unavailable,
             host=this_host(),
             parent=self.parent,
+            wall_j=wall_j,
+            wall_sd_j=wall_sd_j,
         )
 
 
