@@ -138,4 +138,7 @@ def _lines(run: Run) -> list[str]:
             lines.append(f"  attributed: its part of {whole} that {part.runs} metered runs shared, {part.rule}")
         if part.process_j is not None:
             lines.append(f"  attributed: {numbers.energy(part.process_j)} to its own processes, by CPU time")
-    return lines + [f"  not measured: {left.what}: {left.why}" for left in run.not_measured]
+    if run.not_measured:
+        left_out = ", ".join(left.what for left in run.not_measured)
+        lines.append(f"  not measured: {left_out}; `negawatt doctor` says why")
+    return lines

@@ -1,117 +1,58 @@
 """NVIDIA GPUs through NVML: the energy counter where there is one (Volta and newer), else integrated power.
 
 A GPU is metered whole. Under MIG every slice shows the whole GPU's counter (dcgm-exporter issue 317), so a slice in
-CUDA_VISIBLE_DEVICES meters the GPU it is cut from, once.
+CUDA_VISIBLE_DEVICES meters the GPU it is cut from, once, and the probe says which part of it the slices are.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from negawatt.core.errors import NegawattError, SensorError
+from negawatt.core.errors import NeedsPrivilegeError, NegawattError, SensorError
 from negawatt.core.host import Host
-from negawatt.core.reading import Reading, SensorInfo, Source
-from negawatt.metering.counters import Count, Counter
+from negawatt.core.reading import SensorInfo, Source
+from negawatt.metering.counters import Counter
+from negawatt.metering.gpu import CounterProbe, Gpu, PowerProbe
 
 if TYPE_CHECKING:
     from negawatt.core.reading import Probe
 
 REFRESH_S = 0.1
-"""NVML brings counter and power up to date about every 100 ms (arXiv 2312.02741; ml.energy, "Measuring GPU energy")."""
-PERIOD_S = 0.1
-"""Power is read as often as it changes."""
+"""NVML brings the energy counter up to date about every 100 ms (ml.energy, "Measuring GPU energy"; 10 ms were seen,
+too: gpuopenanalytics/pynvml pull request 18)."""
 GAIN_SD_FRACTION = 0.025
 """NVML documents power to +-5 % (for Fermi and Kepler; arXiv 2312.02741 finds about as much on newer GPUs): taken as a
 95 % interval."""
 LIMIT_W = 5000.0
 """Above any GPU module sold today."""
+AVERAGE_S = 1.0
+"""nvmlDeviceGetPowerUsage is a mean over 1 s on Ampere, except GA100, and newer (NVML API reference)."""
+PART_TIME = ("A100", "H100")
+"""GPUs whose power sensor looks 25 % of the time (arXiv 2312.02741v2, abstract)."""
+_GA100 = ("A100", "A30")
 
 
-class CounterProbe:
-    """One GPU's total-energy counter [mJ since the driver was loaded]; 64 bits, so it does not wrap."""
+@dataclass(frozen=True, slots=True)
+class _Device:
+    """A GPU that NVML lists and this user may ask."""
 
-    period_s = None
-
-    def __init__(self, nvml: Any, handle: Any, uuid: str, clock: Callable[[], float]) -> None:  # noqa: ANN401
-        self.scope = f"gpu:{uuid}"
-        self._nvml = nvml
-        self._handle = handle
-        self._clock = clock
-        self._counter = Counter(name=f"energy of {uuid}", unit_j=1e-3, refresh_s=REFRESH_S, limit_w=LIMIT_W)
-
-    def snapshot(self) -> Count:
-        """Counter and power now. Raises SensorError if the GPU is gone."""
-        try:
-            count = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
-            power_w = self._nvml.nvmlDeviceGetPowerUsage(self._handle) * 1e-3
-        except self._nvml.NVMLError as error:
-            raise _lost(self.scope, error) from error
-        return Count(time_s=self._clock(), count=count, power_w=power_w)
-
-    def reading(self, start: Count, end: Count) -> Reading:
-        """Energy between two snapshots. Raises SensorError if the driver was reloaded between them."""
-        return Reading(
-            scope=self.scope,
-            energy_j=self._counter.energy_j(start, end),
-            source=Source.COUNTER,
-            sensor="nvidia",
-            random_sd_j=self._counter.edge_sd_j(start.power_w, end.power_w),
-            gain_sd_fraction=GAIN_SD_FRACTION,
-            offset_sd_w=0.0,
-        )
-
-
-class PowerProbe:
-    """One GPU's power, integrated: for GPUs older than Volta, whose power reading is instantaneous."""
-
-    period_s = PERIOD_S
-
-    def __init__(self, nvml: Any, handle: Any, uuid: str, clock: Callable[[], float]) -> None:  # noqa: ANN401
-        self.scope = f"gpu:{uuid}"
-        self._nvml = nvml
-        self._handle = handle
-        self._clock = clock
-
-    def snapshot(self) -> Count:
-        """Power now. Raises SensorError if the GPU is gone."""
-        try:
-            power_w = self._nvml.nvmlDeviceGetPowerUsage(self._handle) * 1e-3
-        except self._nvml.NVMLError as error:
-            raise _lost(self.scope, error) from error
-        return Count(time_s=self._clock(), count=0, power_w=power_w)
-
-    def reading(self, start: Count, end: Count) -> Reading:
-        """Energy by the trapezoid rule; its error is that of a step somewhere between the two samples, uniformly."""
-        time_s = end.time_s - start.time_s
-        return Reading(
-            scope=self.scope,
-            energy_j=(start.power_w + end.power_w) / 2 * time_s,
-            source=Source.SAMPLED,
-            sensor="nvidia",
-            random_sd_j=abs(end.power_w - start.power_w) * time_s / math.sqrt(12),
-            gain_sd_fraction=GAIN_SD_FRACTION,
-            offset_sd_w=0.0,
-        )
-
-
-def _lost(scope: str, error: Exception) -> SensorError:
-    return SensorError(
-        f"{scope} gives no more readings ({error})",
-        "the energy of this window is unknown from here on",
-        "check the GPU with `nvidia-smi -q`",
-    )
+    handle: Any
+    uuid: str
+    name: str
 
 
 class NvidiaSensor:
     """Energy of the NVIDIA GPUs: all of them, or those that CUDA_VISIBLE_DEVICES names.
 
-    Indexes are taken in NVML's order (PCI bus). CUDA counts that way only with CUDA_DEVICE_ORDER=PCI_BUS_ID or when all
-    GPUs are alike: name GPUs by UUID on mixed machines. As in CUDA, entries after the first unknown one do not count.
+    Indexes are taken in NVML's order (PCI bus), over the GPUs that this user may use: a container or Slurm hides the
+    others. CUDA counts that way only with CUDA_DEVICE_ORDER=PCI_BUS_ID or when all GPUs are alike: name GPUs by UUID on
+    mixed machines. As in CUDA, entries after the first unknown one do not count.
 
     Args:
         nvml: a module with the interface of `pynvml`; None imports it when it is first needed.
@@ -129,16 +70,19 @@ class NvidiaSensor:
         self._given = nvml
         self._environ = environ
         self._clock = clock
+        self._source = Source.COUNTER
 
     @property
     def info(self) -> SensorInfo:
-        """What it is."""
+        """What it is; its source is what the GPUs gave that were opened last."""
         return SensorInfo(
             name="nvidia",
-            source=Source.COUNTER,
+            source=self._source,
             measures="whole GPUs with their memory, the idle part included; the host around them is not measured. "
-            "Older than Volta: power sampled every 0.1 s",
-            evidence="gain +-5 % (NVML documentation, as a 95 % interval); refresh ~100 ms (arXiv 2312.02741)",
+            "Older than Volta, or where the driver hides the counter: power, sampled every 0.02 s. GH200: the whole "
+            "module, its CPU and memory included",
+            evidence="gain +-5 % (NVML documentation, as a 95 % interval); refresh ~100 ms (ml.energy); A100 and H100 "
+            "look 25 % of the time (arXiv 2312.02741)",
         )
 
     def available(self, host: Host) -> str | None:  # noqa: ARG002 -- the driver knows
@@ -150,75 +94,209 @@ class NvidiaSensor:
         return None
 
     def open(self) -> Sequence[Probe]:
-        """One probe per visible GPU. Raises SensorError if there is none or one cannot be read."""
+        """One probe per visible GPU.
+
+        Raises:
+            SensorError: if there is none or one cannot be read.
+            NeedsPrivilegeError: if there are GPUs and this user may use none of them.
+        """
         nvml = self._given or _import_nvml()
         try:
             nvml.nvmlInit()
-            handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-            gpus = {_text(nvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
+            devices = _devices(nvml)
         except nvml.NVMLError as error:
             raise SensorError(
                 f"NVML cannot be used ({error})",
                 "without the NVIDIA driver no GPU's energy can be read",
                 "on a machine with an NVIDIA GPU, check its driver with `nvidia-smi`",
             ) from error
-        if not gpus:
-            raise SensorError("NVML lists no GPU", "there is nothing to read", "check with `nvidia-smi -L`")
-        return [self._probe(nvml, gpus[uuid], uuid) for uuid in self._visible(nvml, tuple(gpus))]
-
-    def _visible(self, nvml: Any, uuids: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ANN401
-        """The GPUs to meter, by UUID. Raises SensorError if CUDA_VISIBLE_DEVICES hides all of them."""
         environ = os.environ if self._environ is None else self._environ
-        wanted = environ.get("CUDA_VISIBLE_DEVICES")
-        if wanted is None:
-            return uuids
-        visible: list[str] = []
-        for entry in wanted.split(","):
-            uuid = _resolve(nvml, uuids, entry.strip())
-            if uuid is None:
-                break
-            if uuid not in visible:
-                visible.append(uuid)
-        if not visible:
-            raise SensorError(
-                f"CUDA_VISIBLE_DEVICES={wanted!r} hides every GPU",
-                "a GPU that the work cannot use is not metered",
-                "type `unset CUDA_VISIBLE_DEVICES`, or name GPUs that `nvidia-smi -L` lists",
-            )
-        return tuple(visible)
+        seen = _visible(nvml, devices, environ.get("CUDA_VISIBLE_DEVICES"))
+        probes = [self._probe(nvml, device, fraction) for device, fraction in seen]
+        sampled = any(isinstance(probe, PowerProbe) for probe in probes)
+        self._source = Source.SAMPLED if sampled else Source.COUNTER
+        return probes
 
-    def _probe(self, nvml: Any, handle: Any, uuid: str) -> Probe:  # noqa: ANN401
+    def _probe(self, nvml: Any, device: _Device, slice_fraction: float) -> Probe:  # noqa: ANN401
         """A probe of the best kind that this GPU supports."""
-        for kind in (CounterProbe, PowerProbe):
-            probe = kind(nvml, handle, uuid, self._clock)
+        scope = f"gpu:{device.uuid}"
+        read_power, slow_s = _power_reader(nvml, device)
+
+        def energy() -> int:
+            return int(nvml.nvmlDeviceGetTotalEnergyConsumption(device.handle))
+
+        counter = Counter(
+            name=f"energy of {device.uuid}",
+            unit_j=1e-3,
+            refresh_s=REFRESH_S,
+            limit_w=LIMIT_W,
+            late_s=5 * REFRESH_S,
+        )
+        gpu = Gpu(
+            scope=scope,
+            sensor="nvidia",
+            power=partial(_asked, nvml, scope, read_power),
+            energy=partial(_asked, nvml, scope, energy),
+            counter=counter,
+            clock=self._clock,
+            gain_sd_fraction=GAIN_SD_FRACTION,
+            slow_s=slow_s,
+            slice_fraction=slice_fraction,
+            flags=_flags(device.name),
+        )
+        reason = ""
+        for probe in (CounterProbe(gpu), PowerProbe(gpu)):
             try:
                 probe.snapshot()
             except SensorError as error:
-                reason = str(error.got)
-                continue
-            return probe
-        name = _text(nvml.nvmlDeviceGetName(handle))
+                reason = error.got
+            else:
+                return probe
         raise SensorError(
-            f"{name} ({uuid}) gives neither energy nor power: {reason}",
+            f"{device.name} ({device.uuid}) gives neither energy nor power: {reason}",
             "leaving one GPU out would understate the energy",
             "take it out with CUDA_VISIBLE_DEVICES if the work does not use it",
         )
 
 
-def _resolve(nvml: Any, uuids: tuple[str, ...], entry: str) -> str | None:  # noqa: ANN401
-    """The GPU that one entry of CUDA_VISIBLE_DEVICES means; None if it means none."""
+def _devices(nvml: Any) -> tuple[_Device, ...]:  # noqa: ANN401
+    """The GPUs that this user may ask, in PCI order; NVML counts the others, too. Raises NVMLError, NegawattError."""
+    count, devices = nvml.nvmlDeviceGetCount(), []
+    for index in range(count):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        except nvml.NVMLError as error:
+            if getattr(error, "value", None) != nvml.NVML_ERROR_NO_PERMISSION:
+                raise
+            continue
+        name, uuid = (_text(ask(handle)) for ask in (nvml.nvmlDeviceGetName, nvml.nvmlDeviceGetUUID))
+        devices.append(_Device(handle, uuid, name))
+    if count and not devices:
+        raise NeedsPrivilegeError(
+            f"this user may use none of {count} NVIDIA GPUs",
+            "a container or a batch system keeps them for others",
+            "ask for a GPU (`docker run --gpus 1`, `srun --gpus 1`)",
+        )
+    if not devices:
+        raise SensorError("NVML lists no GPU", "there is nothing to read", "check with `nvidia-smi -L`")
+    return tuple(devices)
+
+
+def _visible(nvml: Any, devices: tuple[_Device, ...], wanted: str | None) -> list[tuple[_Device, float]]:  # noqa: ANN401
+    """The GPUs to meter, each once, and the part of each that is visible. Raises SensorError if all are hidden."""
+    if wanted is None:
+        return [(device, _slices(nvml, device)) for device in devices]
+    fractions: dict[str, float] = {}
+    seen: set[str] = set()
+    for entry in (entry.strip() for entry in wanted.split(",")):
+        found = _resolve(nvml, devices, entry)
+        if found is None:
+            break
+        device, fraction = found
+        if entry not in seen:
+            fractions[device.uuid] = min(1.0, fractions.get(device.uuid, 0.0) + fraction)
+        seen.add(entry)
+    if not fractions:
+        raise SensorError(
+            f"CUDA_VISIBLE_DEVICES={wanted!r} hides every GPU",
+            "a GPU that the work cannot use is not metered",
+            "type `unset CUDA_VISIBLE_DEVICES`, or name GPUs that `nvidia-smi -L` lists",
+        )
+    by_uuid = {device.uuid: device for device in devices}
+    return [(by_uuid[uuid], fraction) for uuid, fraction in fractions.items()]
+
+
+def _resolve(nvml: Any, devices: tuple[_Device, ...], entry: str) -> tuple[_Device, float] | None:  # noqa: ANN401
+    """The GPU, and the part of it, that one entry of CUDA_VISIBLE_DEVICES means; None if it means none."""
     if entry.isdigit():
-        return uuids[int(entry)] if int(entry) < len(uuids) else None
+        device = devices[int(entry)] if int(entry) < len(devices) else None
+        return (device, _slices(nvml, device)) if device else None
     if entry.startswith("MIG-GPU-"):  # drivers before R470: MIG-GPU-<uuid>/<gpu instance>/<compute instance>
         entry = entry.removeprefix("MIG-").partition("/")[0]
     elif entry.startswith("MIG-"):
         try:
-            slice_ = nvml.nvmlDeviceGetHandleByUUID(entry)
-            return _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(slice_)))
+            piece = nvml.nvmlDeviceGetHandleByUUID(entry)
+            uuid = _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(piece)))
+            device = next((device for device in devices if device.uuid == uuid), None)
+            return (device, _part(nvml, device, piece)) if device else None
         except nvml.NVMLError:
             return None  # as CUDA does with an unknown entry; _visible says so if nothing is left
-    matches = [uuid for uuid in uuids if entry.startswith("GPU-") and uuid.startswith(entry)]
-    return matches[0] if len(matches) == 1 else None
+    matches = [device for device in devices if entry.startswith("GPU-") and device.uuid.startswith(entry)]
+    return (matches[0], _slices(nvml, matches[0])) if len(matches) == 1 else None
+
+
+def _slices(nvml: Any, device: _Device) -> float:  # noqa: ANN401
+    """The part of a GPU that its MIG slices, those that this process may use, make up; 1 without MIG."""
+    try:
+        if not nvml.nvmlDeviceGetMigMode(device.handle)[0]:
+            return 1.0
+        most = nvml.nvmlDeviceGetMaxMigDeviceCount(device.handle)
+    except nvml.NVMLError:  # GPUs that cannot be sliced answer so
+        return 1.0
+    parts = []
+    for index in range(most):
+        try:
+            piece = nvml.nvmlDeviceGetMigDeviceHandleByIndex(device.handle, index)
+        except nvml.NVMLError:  # no slice at this place, or not for this process
+            continue
+        parts.append(_part(nvml, device, piece))
+    return min(1.0, sum(parts)) or 1.0
+
+
+def _part(nvml: Any, device: _Device, piece: Any) -> float:  # noqa: ANN401
+    """Compute slices of a MIG device over those of its GPU, which are as many as MIG devices fit on it: 7, or 4."""
+    most = nvml.nvmlDeviceGetMaxMigDeviceCount(device.handle)
+    return float(nvml.nvmlDeviceGetAttributes(piece).computeInstanceSliceCount / most)
+
+
+def _power_reader(nvml: Any, device: _Device) -> tuple[Callable[[], float], float]:  # noqa: ANN401
+    """How to read power [W], instant where the driver tells it, and over how long it is averaged [s]."""
+    handle, field = device.handle, nvml.NVML_FI_DEV_POWER_INSTANT
+
+    def instant() -> float:
+        value = nvml.nvmlDeviceGetFieldValues(handle, [field])[0]
+        if value.nvmlReturn != nvml.NVML_SUCCESS:
+            raise nvml.NVMLError(value.nvmlReturn)
+        return float(value.value.uiVal) * 1e-3
+
+    def usage() -> float:
+        return float(nvml.nvmlDeviceGetPowerUsage(handle)) * 1e-3
+
+    try:
+        instant()
+    except nvml.NVMLError:  # drivers before R530, and old GPUs
+        try:
+            new = nvml.nvmlDeviceGetArchitecture(handle) >= nvml.NVML_DEVICE_ARCH_AMPERE
+        except nvml.NVMLError:  # drivers before R450 know no Ampere
+            new = False
+        averaged = new and not any(name in device.name for name in _GA100)
+        return usage, AVERAGE_S if averaged else 0.0
+    return instant, 0.0
+
+
+def _asked(nvml: Any, scope: str, ask: Callable[[], Any]) -> Any:  # noqa: ANN401
+    """An answer of NVML. Raises SensorError if the GPU is gone."""
+    try:
+        return ask()
+    except nvml.NVMLError as error:
+        raise SensorError(
+            f"{scope} gives no more readings ({error})",
+            "the energy of this window is unknown from here on",
+            "check the GPU with `nvidia-smi -q`",
+        ) from error
+
+
+def _flags(name: str) -> tuple[str, ...]:
+    """What is doubtful about every reading of a product."""
+    flags = []
+    if any(part in name for part in PART_TIME):
+        flags.append(
+            "the power sensor of A100 and H100 looks 25 % of the time (arXiv 2312.02741): a load that repeats in step "
+            "with it can be off by more than is stated"
+        )
+    if "GH200" in name:
+        flags.append("the counter of a GH200 counts the whole module, CPU and memory included (zeus pull request 172)")
+    return tuple(flags)
 
 
 def _text(name: str | bytes) -> str:

@@ -7,19 +7,23 @@ listed twice (MSR and MMIO, or once per die although the hardware has one counte
 
 from __future__ import annotations
 
+import os
 import re
 import time
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from negawatt.core.errors import NeedsPrivilegeError, SensorError
 from negawatt.core.host import Host
 from negawatt.core.reading import Reading, SensorInfo, Source
-from negawatt.metering.counters import Count, Counter
+from negawatt.metering.counters import Count, Counter, Watch
 
 REFRESH_S = 1e-3
 """The counters are brought up to date about every millisecond (Intel SDM vol. 3B, "Package RAPL Domain")."""
+LATE_S = 0.01
+"""A counter that has not moved for ten refreshes is late."""
 LIMIT_W = 2000.0
 """Above any processor package sold today; fixes how often a wrap has to be looked for."""
 GAIN_SD_FRACTION = 0.05
@@ -45,25 +49,30 @@ class _Zone:
     folder: Path
     scope: str
     kind: str  # "package" or "dram"
+    flags: tuple[str, ...] = ()
 
 
 class RaplProbe:
-    """One zone's counter."""
+    """One zone's counter. Its states carry a running total, so that any two of them can be subtracted."""
+
+    running = True
 
     def __init__(self, zone: _Zone, counter: Counter, tdp_w: float, read: _Read, clock: Callable[[], float]) -> None:
         self.scope = zone.scope
         self.period_s = counter.period_s
         self._file = zone.folder / "energy_uj"
         self._counter = counter
+        self._watch = Watch(counter)
         self._tdp_w = tdp_w
         self._offset_sd_w = DRAM_OFFSET_SD_W if zone.kind == "dram" else 0.0
-        self._read = read
+        self._flags = zone.flags
+        self._read = _reader(self._file) if read is _read_text else lambda: read(self._file)
         self._clock = clock
 
     def snapshot(self) -> Count:
         """The counter now. Raises SensorError if the zone vanished or its permission was withdrawn."""
         try:
-            return Count(time_s=self._clock(), count=int(self._read(self._file)))
+            return self._watch.see(self._clock(), int(self._read()))
         except (OSError, ValueError) as error:
             raise SensorError(
                 f"{self._file} cannot be read any more ({error})",
@@ -71,20 +80,38 @@ class RaplProbe:
                 f"check `ls -l {self._file}`, and if the permission was withdrawn `{_GRANT}`",
             ) from error
 
+    def settled(self, start: Count, later: Count) -> Count:
+        """A start state that knows the power behind it, where that before it was not known."""
+        if start.power_w > 0 or later.power_w <= 0 or start.watch != later.watch:
+            return start
+        return replace(start, power_w=later.power_w)
+
     def reading(self, start: Count, end: Count) -> Reading:
-        """Energy between two snapshots, corrected for one wrap."""
+        """Energy between two snapshots, corrected for wraps. Raises SensorError if the counter was reset."""
         energy_j = self._counter.energy_j(start, end)
         time_s = end.time_s - start.time_s
-        power_w = energy_j / time_s if time_s > SHORT_S else self._tdp_w
+        mean_w = energy_j / time_s if time_s > SHORT_S else self._tdp_w
         return Reading(
             scope=self.scope,
             energy_j=energy_j,
             source=Source.COUNTER,
             sensor="rapl",
-            random_sd_j=self._counter.edge_sd_j(power_w, power_w),
+            random_sd_j=self._counter.edge_sd_j(start.power_w or mean_w, end.power_w or mean_w),
             gain_sd_fraction=GAIN_SD_FRACTION,
             offset_sd_w=self._offset_sd_w,
+            flags=self._flags + self._counter.flags(start, end),
         )
+
+
+def _reader(path: Path) -> Callable[[], bytes]:
+    """Reads one file again and again without opening it each time; closes it with the last reference."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read() -> bytes:
+        return os.pread(file, 32, 0)
+
+    weakref.finalize(read, os.close, file)
+    return read
 
 
 def _read_text(path: Path) -> str:
@@ -189,11 +216,15 @@ class RaplSensor:
         zones: list[_Zone] = []
         for package in sorted(packages, key=int):
             dies = self._distinct(packages[package])
+            doubles = ", ".join(f.name for f in packages[package].values() if f not in dies.values())
+            flags = (
+                (f"{doubles} shows the same joules as {min(dies.values()).name} and is left out",) if doubles else ()
+            )
             for die, folder in dies.items():
                 prefix = f"cpu:{package}" + (f"/die-{die}" if len(dies) > 1 else "")
-                zones.append(_Zone(folder, f"{prefix}/package", "package"))
+                zones.append(_Zone(folder, f"{prefix}/package", "package", flags))
                 zones += [
-                    _Zone(sub, f"{prefix}/dram", "dram")
+                    _Zone(sub, f"{prefix}/dram", "dram", flags)
                     for sub in sorted(self._root.glob(f"{folder.name}:*"))
                     if self._name(sub) == "dram"
                 ]
@@ -224,6 +255,7 @@ class RaplSensor:
             refresh_s=REFRESH_S,
             limit_w=LIMIT_W,
             modulus=int(self._read(zone.folder / "max_energy_range_uj")),
+            late_s=LATE_S,
         )
         return RaplProbe(zone, counter, self._tdp_w(zone), self._read, self._clock)
 

@@ -1,0 +1,400 @@
+"""AMD GPUs through AMD SMI: the energy counter where it agrees with the power, else integrated power.
+
+What is counted once: a package with two dies (MI250) or in partitions (MI300) shows up as several GPUs, of which the
+first reports the power of all (Linux, "drm/amd/pm: Only primary die supports power data"). It is read once, also where
+the work may use only another one.
+
+The counter is not believed on sight: on an MI100 it was found frozen, and counting about a hundredth of the joules
+(github.com/ROCm/amdsmi issue 38). It is compared with the power at opening, and again inside every window.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from negawatt.core.errors import NegawattError, SensorError
+from negawatt.core.host import Host
+from negawatt.core.reading import Probe, Reading, SensorInfo, Source
+from negawatt.metering.counters import Count, Counter
+from negawatt.metering.sampled import SampledProbe, Sampling
+
+REFRESH_S = 0.1
+"""Assumption, on the safe side, as the next is one: AMD publishes neither refresh nor accuracy."""
+GAIN_SD_FRACTION = 0.05
+LIMIT_W = 5000.0
+"""Above any GPU module sold today."""
+POWER = Sampling(
+    period_s=1.0, delay_s=1.0, gain_sd_fraction=GAIN_SD_FRACTION, offset_sd_w=1 / 12**0.5, steady_limit_s=600.0
+)
+"""Power is given in whole watts, and older than MI300 as a mean over a time that AMD does not publish: one second is an
+assumption. An idle GPU may well show the same number of watts for minutes."""
+CHECK_S = 0.5
+"""How long the counter is watched at opening."""
+CHECK_FACTOR = 4.0
+"""Further apart than this, counter and power do not measure the same thing. Wide, because the load may change
+meanwhile; the fault that is looked for is a hundredfold."""
+FOLD_S = 10.0
+"""Counter and integrated power are compared over spans of this length [s]."""
+
+_VISIBLE = (("ROCR_VISIBLE_DEVICES",), ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"))
+"""The second picks from what the first leaves, and CUDA's name counts where HIP's is not set (rocm.docs.amd.com, "GPU
+isolation techniques")."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AmdCount:
+    """A counter's state, and the power integrated beside it.
+
+    Attributes:
+        count: value of the counter, and the power at that moment.
+        power_j: joules by integrating the power since the probe was opened [J].
+        samples: reads of the power since then.
+        opened_s: when the probe was opened; integrals of two probes cannot be subtracted [s].
+    """
+
+    count: Count
+    power_j: float
+    samples: int
+    opened_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Gpu:
+    """What AMD SMI lists as one GPU."""
+
+    handle: Any
+    bdf: str
+    names: frozenset[str]  # UUIDs it may be called by, lower case
+    order: int  # HIP's index, or the place in the list where the library does not tell it
+    model: str
+    power_w: float | None
+    fault: str  # why its counter cannot be used, or ""
+
+    @property
+    def mute(self) -> bool:
+        return not self.power_w and bool(self.fault)
+
+
+class AmdCounterProbe:
+    """One package's energy counter."""
+
+    period_s = FOLD_S
+
+    def __init__(
+        self,
+        smi: Any,  # noqa: ANN401
+        gpu: _Gpu,
+        unit_j: float,
+        clock: Callable[[], float],
+        flags: tuple[str, ...],
+    ) -> None:
+        self.scope = _scope(gpu)
+        self._smi = smi
+        self._gpu = gpu
+        self._clock = clock
+        self._flags = flags
+        self._counter = Counter(name=f"energy of {gpu.bdf}", unit_j=unit_j, refresh_s=REFRESH_S, limit_w=LIMIT_W)
+        self._lock = threading.Lock()
+        self._last: AmdCount | None = None
+
+    def snapshot(self) -> AmdCount:
+        """Counter and power now. Raises SensorError if the GPU is gone."""
+        with self._lock:
+            count = _count(self._smi, self._gpu)[0]
+            power_w = _power_w(self._smi, self._gpu) or 0.0
+            now = Count(time_s=self._clock(), count=count, power_w=power_w)
+            last = self._last or AmdCount(count=now, power_j=0.0, samples=0, opened_s=now.time_s)
+            step_j = (last.count.power_w + power_w) / 2 * (now.time_s - last.count.time_s)
+            self._last = replace(last, count=now, power_j=last.power_j + step_j, samples=last.samples + 1)
+            return self._last
+
+    def reading(self, start: AmdCount, end: AmdCount) -> Reading:
+        """Energy between two snapshots. Raises SensorError if the counter was reset or stands still."""
+        energy_j = self._counter.energy_j(start.count, end.count)
+        return Reading(
+            scope=self.scope,
+            energy_j=energy_j,
+            source=Source.COUNTER,
+            sensor="amd",
+            random_sd_j=self._counter.edge_sd_j(start.count.power_w, end.count.power_w),
+            gain_sd_fraction=GAIN_SD_FRACTION,
+            offset_sd_w=0.0,
+            flags=self._flags + _disagreement(energy_j, start, end),
+        )
+
+
+def _disagreement(energy_j: float, start: AmdCount, end: AmdCount) -> tuple[str, ...]:
+    """A flag if the counter is far from the power read often enough beside it."""
+    samples, power_j = end.samples - start.samples, end.power_j - start.power_j
+    if start.opened_s != end.opened_s or samples < 5 or power_j <= 0:
+        return ()
+    if 1 / CHECK_FACTOR < energy_j / power_j < CHECK_FACTOR:
+        return ()
+    return (f"the energy counter gave {energy_j:.4g} J where {samples} reads of the power add up to {power_j:.4g} J",)
+
+
+class AmdSensor:
+    """Energy of the AMD GPUs: all of them, or those that ROCR_, HIP_ or CUDA_VISIBLE_DEVICES leave.
+
+    Args:
+        amdsmi: a module with the interface of `amdsmi`; None imports it when it is first needed.
+        environ: environment variables; None: those of this process.
+        clock: monotonic seconds; replaced by simulators.
+        wait: sleeps; replaced by simulators.
+    """
+
+    def __init__(
+        self,
+        amdsmi: Any | None = None,  # noqa: ANN401
+        *,
+        environ: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._given = amdsmi
+        self._environ = environ
+        self._clock = clock
+        self._wait = wait
+        self._checked: dict[str, str] = {}
+
+    @property
+    def info(self) -> SensorInfo:
+        """What it is."""
+        return SensorInfo(
+            name="amd",
+            source=Source.COUNTER,
+            measures="whole AMD GPU packages with their memory, the idle part and every die and partition included. "
+            "Where the energy counter is missing or wrong: power sampled every second",
+            evidence="gain sd 5 % and refresh 0.1 s are assumptions: AMD publishes neither; the counter is compared "
+            "with the power (github.com/ROCm/amdsmi issue 38)",
+        )
+
+    def available(self, host: Host) -> str | None:  # noqa: ARG002 -- the driver knows
+        """None if at least one GPU can be read; else why not and what to type."""
+        try:
+            self.open()
+        except NegawattError as error:
+            return f"{error.got}; {error.fix}"
+        return None
+
+    def open(self) -> Sequence[Probe]:
+        """One probe per package with a visible GPU; the first call watches the counters for half a second.
+
+        Raises:
+            SensorError: if there is none, or one cannot be read.
+        """
+        smi = self._given or _import_amdsmi()
+        gpus = self._list(smi)
+        card_of = _cards(gpus)
+        visible = _visible(gpus, os.environ if self._environ is None else self._environ)
+        probes: list[Probe] = []
+        for card in dict.fromkeys(card_of[gpu.bdf] for gpu in visible):
+            dies = {gpu.bdf for gpu in gpus if card_of[gpu.bdf] is card}
+            hidden = sorted(dies - {gpu.bdf for gpu in visible})
+            probes.append(self._probe(smi, card, hidden))
+        return probes
+
+    def _list(self, smi: Any) -> list[_Gpu]:  # noqa: ANN401
+        """All GPUs in PCI order, their counters checked."""
+        try:
+            smi.amdsmi_init(smi.AmdSmiInitFlags.INIT_AMD_GPUS)
+            handles = {str(smi.amdsmi_get_gpu_device_bdf(h)).lower(): h for h in smi.amdsmi_get_processor_handles()}
+        except smi.AmdSmiException as error:
+            raise SensorError(
+                f"AMD SMI cannot be used ({_text(error)})",
+                "without AMD's GPU driver no GPU's energy can be read",
+                "on a machine with an AMD GPU, check its driver with `amd-smi list`",
+            ) from error
+        if not handles:
+            raise SensorError("AMD SMI lists no GPU", "there is nothing to read", "check with `amd-smi list`")
+        gpus = [_gpu(smi, bdf, handles[bdf], place) for place, bdf in enumerate(sorted(handles))]
+        self._check(smi, [gpu for gpu in gpus if gpu.bdf not in self._checked])
+        return [replace(gpu, fault=self._checked[gpu.bdf]) for gpu in gpus]
+
+    def _check(self, smi: Any, gpus: Sequence[_Gpu]) -> None:  # noqa: ANN401
+        """Note what is wrong with the counters, watching all of them at once."""
+        before: dict[str, tuple[int, float]] = {}
+        for gpu in gpus:
+            try:
+                before[gpu.bdf] = _count(smi, gpu)
+            except SensorError:
+                self._checked[gpu.bdf] = "there is no energy counter"
+        if not before:
+            return
+        begin_s = self._clock()
+        self._wait(CHECK_S)
+        for gpu in gpus:
+            if gpu.bdf in before:
+                count, unit_j = before[gpu.bdf]
+                energy_j = (_count(smi, gpu)[0] - count) * unit_j
+                self._checked[gpu.bdf] = _fault(energy_j, gpu.power_w, self._clock() - begin_s)
+
+    def _probe(self, smi: Any, card: _Gpu, hidden: Sequence[str]) -> Probe:  # noqa: ANN401
+        """A probe of the best kind that this package supports."""
+        flags = [f"its package holds {', '.join(hidden)} too, which this work cannot use"] if hidden else []
+        if not card.fault:
+            if not card.power_w:
+                flags.append("no power was reported that the energy counter could be compared with")
+            return AmdCounterProbe(smi, card, _count(smi, card)[1], self._clock, tuple(flags))
+        if card.mute:
+            raise SensorError(
+                f"{card.model} ({card.bdf}) gives neither energy nor power: {card.fault}",
+                "leaving one GPU out would understate the energy",
+                "take it out with ROCR_VISIBLE_DEVICES if the work does not use it",
+            )
+        if "no energy counter" not in card.fault:
+            flags.append(f"power was integrated instead of the energy counter, because {card.fault}")
+        read = partial(_power_or_lost, smi, card)
+        return SampledProbe(
+            sensor="amd", scope=_scope(card), read=read, known=POWER, clock=self._clock, flags=tuple(flags)
+        )
+
+
+def _scope(gpu: _Gpu) -> str:
+    """By PCI address, as the hwmon sensor names the same GPU, so that the two cannot both count it."""
+    return f"gpu:pci-{gpu.bdf}"
+
+
+def _fault(energy_j: float, power_w: float | None, time_s: float) -> str:
+    """Why a counter that was watched cannot be used, or ""."""
+    if energy_j <= 0:
+        return f"the energy counter stood still for {time_s:.1f} s"
+    if power_w and not 1 / CHECK_FACTOR < energy_j / (power_w * time_s) < CHECK_FACTOR:
+        return f"it counted {energy_j / time_s:.4g} W while the GPU reported {power_w:.4g} W (ROCm/amdsmi issue 38)"
+    return ""
+
+
+def _gpu(smi: Any, bdf: str, handle: Any, place: int) -> _Gpu:  # noqa: ANN401
+    """What the library tells of one GPU; what it does not tell is left out."""
+    names: set[str] = set()
+    model, order = "AMD GPU", place
+    with contextlib.suppress(smi.AmdSmiException):
+        names.add(str(smi.amdsmi_get_gpu_device_uuid(handle)).lower())
+    with contextlib.suppress(smi.AmdSmiException, KeyError, ValueError):
+        asic = smi.amdsmi_get_gpu_asic_info(handle)
+        model = f"{asic['market_name']} {asic.get('target_graphics_version', '')}".strip()
+        names.add(f"gpu-{int(asic['asic_serial'], 16):016x}")
+    # Not in versions before 6.4.
+    with contextlib.suppress(smi.AmdSmiException, AttributeError, KeyError, ValueError):
+        told = smi.amdsmi_get_gpu_enumeration_info(handle)
+        names.add(str(told["hip_uuid"]).lower())
+        order = int(told["hip_id"])
+    power_w = _power_w(smi, _Gpu(handle, bdf, frozenset(), place, model, None, ""), lost=False)
+    return _Gpu(handle, bdf, frozenset(names), order, model, power_w, "")
+
+
+def _cards(gpus: Sequence[_Gpu]) -> dict[str, _Gpu]:
+    """For each listed GPU, by address, the one whose readings hold its joules: itself, or the first of its package."""
+    found: dict[str, _Gpu] = {}
+    previous: _Gpu | None = None
+    for gpu in gpus:
+        device = gpu.bdf.rpartition(".")[0]
+        partition_of = next((found[g.bdf] for g in gpus if g.bdf in found and g.bdf.startswith(f"{device}.")), None)
+        second_die = gpu.mute and bool(re.search(r"MI250|gfx90a", gpu.model))
+        if partition_of is None and second_die and previous is not None and previous.model == gpu.model:
+            partition_of = previous
+        found[gpu.bdf] = partition_of or gpu
+        previous = gpu if partition_of is None else None
+    return found
+
+
+def _visible(gpus: Sequence[_Gpu], environ: Mapping[str, str]) -> list[_Gpu]:
+    """What the work can use. Raises SensorError if the environment hides everything."""
+    left = sorted(gpus, key=lambda gpu: gpu.order)
+    for names in _VISIBLE:
+        name = next((name for name in names if environ.get(name)), None)
+        if name is None:
+            continue
+        chosen: list[_Gpu] = []
+        for entry in environ[name].split(","):
+            gpu = _resolve(left, entry.strip().lower())
+            if gpu is None:  # as the runtime does: nothing behind an unknown entry counts
+                break
+            chosen.append(gpu)
+        if not chosen:
+            raise SensorError(
+                f"{name}={environ[name]!r} hides every AMD GPU",
+                "a GPU that the work cannot use is not metered",
+                f"type `unset {name}`, or name GPUs that `amd-smi list` lists",
+            )
+        left = list(dict.fromkeys(chosen))
+    return left
+
+
+def _resolve(gpus: Sequence[_Gpu], entry: str) -> _Gpu | None:
+    """The GPU that one entry of a list of visible devices means; None if it means none."""
+    if entry.isdigit():
+        return gpus[int(entry)] if int(entry) < len(gpus) else None
+    return next((gpu for gpu in gpus if entry in gpu.names), None)
+
+
+def _count(smi: Any, gpu: _Gpu) -> tuple[int, float]:  # noqa: ANN401
+    """The energy counter and its unit [J]. Raises SensorError if there is none."""
+    try:
+        told = smi.amdsmi_get_energy_count(gpu.handle)
+    except smi.AmdSmiException as error:
+        raise _lost(gpu, error) from error
+    # It was called "power" before version 6.4.
+    return int(told.get("energy_accumulator", told.get("power", 0))), float(told["counter_resolution"]) * 1e-6
+
+
+def _power_w(smi: Any, gpu: _Gpu, *, lost: bool = True) -> float | None:  # noqa: ANN401
+    """Power now; None if the GPU does not report it. Raises SensorError if it is gone, unless not `lost`."""
+    try:
+        told = smi.amdsmi_get_power_info(gpu.handle)
+    except smi.AmdSmiException as error:
+        if lost:
+            raise _lost(gpu, error) from error
+        return None
+    # One of the first two is filled, by generation; what is not supported is "N/A" or, in old versions, all ones.
+    values = [told.get(f"{name}_power") for name in ("current_socket", "average_socket", "socket")]
+    watts = [float(value) for value in values if isinstance(value, int) and 0 <= value < 0xFFFF]
+    return next((value for value in watts if value > 0), 0.0 if watts else None)
+
+
+def _power_or_lost(smi: Any, gpu: _Gpu) -> float:  # noqa: ANN401
+    """Power now. Raises SensorError if the GPU reports none any more."""
+    power_w = _power_w(smi, gpu)
+    if not power_w:
+        raise _lost(gpu, "it reports no power")
+    return power_w
+
+
+def _lost(gpu: _Gpu, error: object) -> SensorError:
+    return SensorError(
+        f"{_scope(gpu)} gives no more readings ({_text(error)})",
+        "the energy of this window is unknown from here on",
+        "check the GPU with `amd-smi metric --power --energy`",
+    )
+
+
+def _text(error: object) -> str:
+    """AMD SMI's messages hold line breaks."""
+    return " ".join(str(error).split())
+
+
+def _import_amdsmi() -> ModuleType:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):  # it prints where it looked for its library
+            return importlib.import_module("amdsmi")
+    except Exception as error:  # without its library it raises whatever comes next: KeyError, OSError, AttributeError
+        raise SensorError(
+            f"the package amdsmi cannot be imported ({type(error).__name__}: {_text(error)})",
+            "it is how AMD GPUs are read, and its version has to fit the installed ROCm",
+            "on a machine with an AMD GPU and ROCm 7.0, type `pip install 'amdsmi==7.0.*'`",
+        ) from error
+
+
+sensor = AmdSensor()
