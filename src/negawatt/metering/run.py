@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 
@@ -25,6 +26,8 @@ from negawatt.metering.session import Meter
 
 PULSE_S = 10.0
 """How often a run is brought up to date on the board and, if it is recorded, in the ledger [s]."""
+FIRST_PULSE_S = 1.0
+"""A young run is brought up to date when it is this old, and then each time it is twice as old [s]."""
 
 _current: ContextVar[LiveRun | None] = ContextVar("negawatt_run", default=None)
 
@@ -61,11 +64,13 @@ class LiveRun:
         self._argv = argv
         self._work: dict[str, float] = {}
         self._ended: Run | None = None
+        self._seen: tuple[Reading, ...] = ()
+        self._pulse_at_s = FIRST_PULSE_S
         self._lock = threading.Lock()
         self._started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._meter = meter or shared_meter(tuple(sensors))
         outer = _current.get()
-        self._outer = outer if outer is not None and outer.here else None
+        self._outer = outer if outer is not None and outer.here and outer.running else None
         self._kept = Kept(name) if record else None
         self.key = self._kept.key if self._kept else f"{self._pid}-{os.urandom(4).hex()}"
         try:
@@ -82,6 +87,11 @@ class LiveRun:
     def here(self) -> bool:
         """Whether it runs in this process; not so in a forked child."""
         return self._pid == os.getpid()
+
+    @property
+    def running(self) -> bool:
+        """Whether it goes on."""
+        return self._ended is None
 
     @property
     def time_s(self) -> float:
@@ -179,10 +189,13 @@ class LiveRun:
         self.stop()
 
     def pulse(self) -> None:
-        """Bring the board and the ledger up to date."""
+        """Bring the board and the ledger up to date, if it is time."""
         with self._lock:
-            run = None if self._ended else self._now()
-        if run and self._kept:
+            if self._ended or self.time_s < self._pulse_at_s:
+                return
+            self._pulse_at_s = min(2 * self.time_s, self.time_s + PULSE_S)
+            run = self._now()
+        if self._kept:
             self._kept.checkpoint(run)
 
     @property
@@ -216,11 +229,12 @@ class LiveRun:
     def _now(
         self, *, leave: bool = False, exit_code: int | None = None, signal: str = "", error: BaseException | None = None
     ) -> Run:
-        readings, fault = (), ""  # type: tuple[Reading, ...], str
+        fault = ""
         try:
-            readings = self._window.readings()
+            self._seen = readings = self._window.readings()
         except NegawattError as failed:
             fault = str(failed)
+            readings = tuple(replace(seen, flags=(*seen.flags, "a part only: a sensor failed")) for seen in self._seen)
         wall_j, wall_sd_j = None, None  # type: float | None, float | None
         try:
             wall_j, wall_sd_j = self._at_the_wall(readings) or (None, None)
@@ -314,7 +328,7 @@ class _Pulse:
 
     def _beat(self) -> None:
         while True:
-            time.sleep(PULSE_S)
+            time.sleep(FIRST_PULSE_S)
             with self._lock:
                 runs = tuple(self._runs)
                 if not runs:
