@@ -59,7 +59,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
 
 HASTE = """
 import negawatt.ledger.spool, negawatt.metering.run
-negawatt.ledger.spool.FLUSH_S = negawatt.metering.run.PULSE_S = 0.1
+negawatt.ledger.spool.FLUSH_S = negawatt.metering.run.FIRST_PULSE_S = 0.1
 """
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from negawatt.core.errors import SensorError
-from negawatt.metering.counters import Count, Counter
+from negawatt.metering.counters import Count, Counter, Watch
 
 RANGE = 262_143_328_850
 COUNTER = Counter(name="c", unit_j=1e-6, refresh_s=1e-3, limit_w=2000.0, modulus=RANGE)
@@ -61,3 +61,63 @@ def test_a_frozen_counter_is_an_error() -> None:
 def test_the_edge_error_is_that_of_uniform_ages() -> None:
     """At 100 W and a refresh of 1 ms, two edges are off by 100 W * 1 ms / sqrt(6)."""
     assert COUNTER.edge_sd_j(100.0, 100.0) == pytest.approx(0.1 / math.sqrt(6))
+
+
+def test_the_edge_error_holds_a_mean_that_does_not_cancel() -> None:
+    """With no power at one edge, the missing joules are uniform in [0, 0.1], root mean square 0.1 / sqrt(3)."""
+    assert COUNTER.edge_sd_j(100.0, 0.0) == pytest.approx(0.1 / math.sqrt(3))
+
+
+@given(counts=st.lists(st.integers(0, 30_000_000), min_size=2, max_size=30), start=st.integers(0, RANGE - 1))
+def test_a_watch_adds_up_over_any_number_of_wraps(counts: list[int], start: int) -> None:
+    """Any two states of a watch differ by the joules between them, however often the counter wrapped."""
+    small = Counter(name="c", unit_j=1e-6, refresh_s=1e-3, limit_w=100.0, modulus=40_000_000)
+    watch, value, states = Watch(small), start, []
+    for second, count in enumerate(counts):
+        value += count
+        states.append(watch.see(float(second), value % 40_000_000))
+    for place, state in enumerate(states):
+        later_j = sum(counts[place + 1 :]) * 1e-6
+        if state.count != states[-1].count or later_j > 0:
+            assert math.isclose(small.energy_j(state, states[-1]), later_j, rel_tol=1e-9, abs_tol=1e-9)
+
+
+def test_a_reset_between_two_looks_is_remembered() -> None:
+    """A counter that was set back and has grown past its old value since is still an error."""
+    counter = Counter(name="c", unit_j=1.0, refresh_s=0.1, limit_w=100.0)
+    watch = Watch(counter)
+    start = watch.see(0.0, 10)
+    for second, count in ((1.0, 50), (2.0, 0), (3.0, 40)):
+        watch.see(second, count)
+    with pytest.raises(SensorError, match="reset"):
+        counter.energy_j(start, watch.see(4.0, 80))
+
+
+def test_a_standstill_in_the_middle_is_flagged() -> None:
+    """A watch says for how long a counter stood still, and says nothing of one that only waits for its refresh."""
+    counter = Counter(name="c", unit_j=1.0, refresh_s=0.1, limit_w=100.0, late_s=0.5)
+    watch = Watch(counter)
+    start = watch.see(0.0, 0)
+    fine = watch.see(0.4, 0)
+    assert counter.flags(start, fine) == ()
+    watch.see(1.0, 30)
+    watch.see(2.0, 30)
+    (flag,) = counter.flags(start, watch.see(3.0, 60))
+    assert "stood still for 0.50 s" in flag
+
+
+def test_states_of_two_watches_are_subtracted_as_plain_reads() -> None:
+    """A state that another process wrote down is good for one wrap, and has no flags."""
+    counter = Counter(name="c", unit_j=1.0, refresh_s=0.1, limit_w=100.0, modulus=1000)
+    start, end = Watch(counter).see(0.0, 990), Watch(counter).see(1.0, 20)
+    assert start.watch != end.watch
+    assert counter.energy_j(start, end) == 30.0
+    assert counter.flags(start, end) == ()
+
+
+def test_reads_out_of_order_do_no_harm() -> None:
+    """A thread that comes late with an older read gets the newer state."""
+    watch = Watch(COUNTER)
+    watch.see(0.0, 5)
+    newer = watch.see(2.0, 9)
+    assert watch.see(1.0, 7) == newer

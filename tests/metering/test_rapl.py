@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from negawatt.core.host import Host
 from negawatt.core.reading import Source
 from negawatt.hardware.host import this_host
 from negawatt.metering.sensors.rapl import RaplProbe, RaplSensor
-from negawatt.testing import SensorContract, SimulatedPowercap
+from negawatt.metering.session import Meter
+from negawatt.testing import Load, SensorContract, SimulatedPowercap, true_joules
 
 LINUX = replace(this_host(), system="Linux 6.8")
 
@@ -130,10 +132,10 @@ def test_a_host_without_a_tree_is_told_why(tmp_path: Path) -> None:
 
 def test_a_garbled_tree_is_refused(tmp_path: Path) -> None:
     """A counter that is not a number is an error, not a guess."""
-    simulation, sensor = simulate(tmp_path)
+    simulation, _ = simulate(tmp_path)
     (simulation.root / "intel-rapl:0" / "energy_uj").write_text("many\n")
     with pytest.raises(SensorError, match="cannot be understood"):
-        sensor.open()
+        RaplSensor(simulation.root).open()
 
 
 def snapshot_after(probe: RaplProbe, change: Any) -> None:
@@ -152,11 +154,93 @@ def test_losing_the_counter_has_three_parts(tmp_path: Path) -> None:
 
 
 def test_a_reset_while_open_is_an_error(tmp_path: Path) -> None:
-    """Counters that fall to 0 (suspend) raise instead of adding a whole range."""
+    """Counters that fall to 0 (suspend) raise, also once they have grown past their old value."""
     simulation, sensor = simulate(tmp_path)
     (probe,) = sensor.open()
-    simulation.advance(60.0, 100.0)
     before = probe.snapshot()
+    simulation.advance(60.0, 100.0)
+    probe.snapshot()
     simulation.reset()
+    simulation.advance(0.1, 100.0)
+    probe.snapshot()
+    simulation.advance(120.0, 100.0)
     with pytest.raises(SensorError, match="reset"):
         probe.reading(before, probe.snapshot())
+
+
+def test_a_frozen_counter_is_flagged_before_it_is_an_error(tmp_path: Path) -> None:
+    """A counter that stops inside the window makes the reading doubtful; one that never moved in it is refused."""
+    simulation, sensor = simulate(tmp_path, refresh_s=1e-3, frozen_s=3.0)
+    (probe,) = sensor.open()
+    start = probe.snapshot()
+    simulation.advance(2.9, 50.0)
+    assert probe.reading(start, probe.snapshot()).flags == ()
+    for _ in range(3):
+        simulation.advance(0.5, 50.0)
+        late = probe.snapshot()
+    (flag,) = probe.reading(start, late).flags
+    assert "stood still" in flag
+    simulation.advance(2.0, 50.0)
+    with pytest.raises(SensorError, match="stood still"):
+        probe.reading(late, probe.snapshot())
+
+
+def test_a_double_die_is_named_in_the_reading(tmp_path: Path) -> None:
+    """Which zone was taken for the same counter is said with every reading."""
+    simulation, sensor = simulate(tmp_path, dies=2, one_counter=True)
+    (probe,) = sensor.open()
+    start = probe.snapshot()
+    simulation.advance(1.0, 50.0)
+    assert probe.reading(start, probe.snapshot()).flags == (
+        "intel-rapl:1 shows the joules of intel-rapl:0 and is left out",
+    )
+
+
+def test_the_files_are_read_without_opening_them_again(tmp_path: Path) -> None:
+    """The sensor keeps the counters open: permission withdrawn on the path does no harm, an unloaded module does."""
+    simulation = SimulatedPowercap(root=tmp_path / "powercap")
+    (probe,) = RaplSensor(simulation.root, clock=simulation.clock).open()
+    start = probe.snapshot()
+    simulation.permit(allowed=False)
+    simulation.advance(1.0, 50.0)
+    assert probe.reading(start, probe.snapshot()).energy_j == pytest.approx(50.0)
+
+
+def test_the_wall_clock_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wall clock that is set back by a day inside the window changes no joule."""
+    simulation, sensor = simulate(tmp_path)
+    now_s = time.time()
+    with Meter.of([sensor], host=LINUX, clock=simulation.clock) as meter:
+        window = meter.start()
+        simulation.advance(1.0, 50.0)
+        monkeypatch.setattr(time, "time", lambda: now_s - 86400.0)
+        simulation.advance(1.0, 50.0)
+        (reading,) = window.stop()
+    assert (reading.energy_j, window.time_s) == (pytest.approx(100.0), 2.0)
+
+
+def test_a_poll_of_two_zones_is_cheap(tmp_path: Path) -> None:
+    """Ten polls of package and DRAM take less than 1 ms of CPU time; a window's edge, far less."""
+    simulation = SimulatedPowercap(root=tmp_path / "powercap", dram=True)
+    probes = RaplSensor(simulation.root).open()
+
+    def ten_polls_s() -> float:
+        begin_s = time.process_time()
+        for _ in range(10):
+            for probe in probes:
+                probe.snapshot()
+        return time.process_time() - begin_s
+
+    assert min(ten_polls_s() for _ in range(20)) < 1e-3
+
+
+def test_live_files_give_the_true_joules(tmp_path: Path) -> None:
+    """In real time, over files that another thread moves every millisecond, the meter is right to 10 % within 0.3 s."""
+    load = Load([(0.0, 20.0), (0.2, 20.0), (0.2, 200.0)])
+    simulation = SimulatedPowercap(root=tmp_path / "powercap", load=load)
+    with simulation.live(), Meter.of([RaplSensor(simulation.root)], host=LINUX) as meter:
+        begin_s, window = simulation.clock(), meter.start()
+        time.sleep(0.3)
+        (reading,) = window.stop()
+        end_s = simulation.clock()
+    assert reading.energy_j == pytest.approx(true_joules(load.points, begin_s, end_s), rel=0.1)

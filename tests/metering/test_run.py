@@ -175,11 +175,11 @@ def test_recorded_runs_are_in_the_ledger_with_their_work(clock: ManualClock, led
         with negawatt.meter("not recorded"), negawatt.meter("epoch", record=True):
             clock.advance(1.0)
     epoch, train = sorted(recorded(ledger), key=lambda body: body["name"])
-    assert (train["energy_j"], train["parent"], train["error"]) == (110.0, "", "")
-    assert train["energy_per_work_j"] == {"step": 110 / 40}
+    assert (train["energy_j"], train["parent"], train["error"]) == (pytest.approx(110.0), "", "")
+    assert train["energy_per_work_j"]["step"] == pytest.approx(110 / 40)
     assert (epoch["energy_j"], epoch["parent"]) == (10.0, train["key"])
     with Ledger.open(ledger) as opened:
-        assert [total.energy_j for total in opened.totals()] == [110.0]
+        assert [total.energy_j for total in opened.totals()] == pytest.approx([110.0])
 
 
 def test_an_exception_is_recorded_and_passes(clock: ManualClock, ledger: Path) -> None:
@@ -193,7 +193,7 @@ def test_an_exception_is_recorded_and_passes(clock: ManualClock, ledger: Path) -
     with pytest.raises(RuntimeError, match="out of memory"):
         crash()
     (body,) = recorded(ledger)
-    assert (body["energy_j"], body["error"]) == (30.0, "RuntimeError: out of memory")
+    assert (body["energy_j"], body["error"]) == (pytest.approx(30.0), "RuntimeError: out of memory")
 
 
 def test_a_failed_sensor_is_recorded_and_raised_behind_the_block(clock: ManualClock, ledger: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_sensor_that_fails_late_leaves_what_was_seen(
     clock.advance(2000.0)
     run.stop()
     (body,) = recorded(ledger)
-    assert body["energy_j"] == 500.0
+    assert body["energy_j"] == pytest.approx(500.0)
     assert body["readings"][0]["flags"] == ["a part only: a sensor failed"]
     assert "fails from" in body["fault"]
 

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from negawatt.core.errors import SensorError
+from negawatt.core.errors import SensorError, UsageError
 from negawatt.core.reading import Source
 from negawatt.hardware.host import this_host
 from negawatt.testing import (
-    FakeGpu,
-    FakeNvml,
+    Load,
     ManualClock,
     PlainContext,
     ScriptedSensor,
     SensorContract,
+    SimulatedGpu,
+    SimulatedNvml,
     SimulatedPowercap,
+    SimulatedSlice,
+    random_load,
+    true_joules,
 )
+from negawatt.testing import nvml as nvml_module
+from negawatt.testing.load import KINDS
+from negawatt.testing.nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, HOPPER, NO_PERMISSION, NOT_SUPPORTED
 
 
 def count(powercap: SimulatedPowercap, zone: str) -> int:
@@ -70,10 +86,33 @@ def test_a_scripted_failure_raises() -> None:
         sensor.snapshot()
 
 
+def test_a_load_is_linear_between_points_and_steps_where_two_coincide() -> None:
+    """Power and joules of a ramp and a step are exact, before, between and behind the points."""
+    load = Load([(1.0, 10.0), (3.0, 30.0), (3.0, 100.0)])
+    assert [load.power_w(t) for t in (0.0, 2.0, 3.0, 9.0)] == [10.0, 20.0, 100.0, 100.0]
+    assert [load.joules_to(t) for t in (0.0, 1.0, 2.0, 3.0, 4.0)] == [-10.0, 0.0, 15.0, 40.0, 140.0]
+    with pytest.raises(ValueError, match="times ascend"):
+        load.extend([(2.0, 1.0)])
+    with pytest.raises(ValueError, match="at least one point"):
+        Load([])
+
+
+@given(
+    seed=st.integers(0, 10_000), kind=st.sampled_from(KINDS), begin_s=st.floats(0.0, 20.0), span_s=st.floats(0.0, 30.0)
+)
+def test_the_reference_integrates_as_the_load_does(seed: int, kind: str, begin_s: float, span_s: float) -> None:
+    """Two integrators that share no code give the same joules for every kind of load."""
+    load = random_load(Random(seed), 40.0, 20.0, 250.0, kind)
+    summed_j = load.joules_to(begin_s + span_s) - load.joules_to(begin_s)
+    assert true_joules(load.points, begin_s, begin_s + span_s) == pytest.approx(summed_j, rel=1e-9, abs=1e-6)
+    assert all(20.0 <= power_w <= 250.0 for power_w in load.powers_w)
+
+
 def test_powercap_counters_move_with_the_load(tmp_path: Path) -> None:
     """Package, core, dram and psys move by their shares, and the sum of packages is known."""
     powercap = SimulatedPowercap(root=tmp_path, packages=2, dram=True, psys=True)
-    before = {zone: count(powercap, zone) for zone in powercap._zones}
+    zones = [folder.name for folder in tmp_path.iterdir() if ":" in folder.name]
+    before = {zone: count(powercap, zone) for zone in zones}
     powercap.advance(10.0, 50.0, 4.0)
     moved_j = {zone: (count(powercap, zone) - before[zone]) * 1e-6 for zone in before}
     assert moved_j["intel-rapl:0"] == moved_j["intel-rapl:1"] == pytest.approx(500.0)
@@ -90,6 +129,21 @@ def test_powercap_counters_wrap(tmp_path: Path) -> None:
     assert count(powercap, "intel-rapl:0") == 2_000_000
 
 
+def test_powercap_counters_lag_and_freeze(tmp_path: Path) -> None:
+    """Between refreshes, and from the freeze on, the counters stand still while the load goes on."""
+    powercap = SimulatedPowercap(root=tmp_path, load=Load([(0.0, 10.0)]), start_uj=0, refresh_s=0.5, frozen_s=2.2)
+
+    def shown_j() -> float:
+        return int(powercap.read(tmp_path / "intel-rapl:0" / "energy_uj")) * 1e-6
+
+    seen = []
+    for _ in range(6):
+        powercap.advance(0.7)
+        seen.append(shown_j())
+    assert seen == [5.0, 10.0, 20.0, 20.0, 20.0, 20.0]
+    assert powercap.package_j == pytest.approx(42.0)
+
+
 def test_powercap_permission_is_withdrawn_even_from_root(tmp_path: Path) -> None:
     """While it is not permitted, `read` refuses the counters and nothing else."""
     powercap = SimulatedPowercap(root=tmp_path)
@@ -97,19 +151,141 @@ def test_powercap_permission_is_withdrawn_even_from_root(tmp_path: Path) -> None
     with pytest.raises(PermissionError, match="Permission denied"):
         powercap.read(tmp_path / "intel-rapl:0" / "energy_uj")
     assert powercap.read(tmp_path / "intel-rapl:0" / "name") == "package-0\n"
-    powercap.advance(1.0, 1.0)
 
 
-def test_nvml_counter_lags_by_its_refresh() -> None:
-    """The counter shows the joules up to its last refresh, the truth goes on."""
-    nvml = FakeNvml([FakeGpu()], refresh_s=0.1)
-    nvml.advance(0.25, 100.0)
-    (gpu,) = nvml.gpus
-    assert (gpu.energy_j, gpu.counter_j) == (25.0, pytest.approx(20.0))
-    nvml.advance(0.04, 100.0)
-    assert gpu.counter_j == pytest.approx(20.0)
-    nvml.advance(0.02, 300.0)
-    assert gpu.counter_j == pytest.approx(25.0 + 4.0 + 300.0 * 0.01)
+def test_a_live_tree_moves_by_itself(tmp_path: Path) -> None:
+    """Inside `live` the files follow real time; behind it they stand."""
+    powercap = SimulatedPowercap(root=tmp_path, load=Load([(0.0, 100.0)]))
+    with powercap.live():
+        time.sleep(0.1)
+        assert powercap.clock() >= 0.1
+    first = count(powercap, "intel-rapl:0")
+    assert first > 1_000_000 + 5_000_000
+    time.sleep(0.02)
+    assert count(powercap, "intel-rapl:0") == first
+
+
+@pytest.fixture(scope="module")
+def library() -> Any:
+    """One simulated NVML, compiled once; every test gives it other GPUs."""
+    with SimulatedNvml([]) as nvml:
+        yield nvml
+
+
+def opened(library: SimulatedNvml, *gpus: SimulatedGpu, init_error: int = 0) -> Any:
+    """The real pynvml over these GPUs."""
+    library.reset(gpus, init_error=init_error)
+    library.pynvml().nvmlInit()
+    return library.pynvml()
+
+
+def test_nvml_counter_lags_by_its_refresh(library: SimulatedNvml) -> None:
+    """The real pynvml shows the joules up to the counter's last refresh, while the truth goes on."""
+    nvml = opened(library, SimulatedGpu())
+    gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+    library.advance(0.25, 100.0)
+    assert nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) == 20_000
+    library.advance(0.04, 100.0)
+    assert nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) == 20_000
+    library.advance(0.02, 300.0)
+    assert nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) == 32_000
+
+
+def test_nvml_power_is_a_mean_over_its_window(library: SimulatedNvml) -> None:
+    """Instant power sees 25 ms of each 100 ms; usage and the average field see a second."""
+    load = Load([(0.0, 100.0), (0.97, 100.0), (0.97, 300.0)])
+    part_time = {"power_refresh_s": 0.1, "power_window_s": 0.025, "average_window_s": 1.0}
+    nvml = opened(library, SimulatedGpu(load=load, architecture=HOPPER, **part_time))
+    gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+    library.advance(1.05)
+    fields = [nvml.NVML_FI_DEV_POWER_INSTANT, nvml.NVML_FI_DEV_POWER_AVERAGE, nvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION]
+    instant, average, energy = nvml.nvmlDeviceGetFieldValues(gpu, fields)
+    assert instant.value.uiVal == 300_000
+    assert average.value.uiVal == nvml.nvmlDeviceGetPowerUsage(gpu) == 106_000
+    assert energy.value.ullVal == 106_000
+    assert nvml.nvmlDeviceGetArchitecture(gpu) == HOPPER
+
+
+def test_a_part_time_counter_misses_what_it_does_not_look_at(library: SimulatedNvml) -> None:
+    """A load that is high only while the counter does not look is not counted at all."""
+    points: list[tuple[float, float]] = []
+    for step in range(10):
+        points += [
+            (step * 0.1, 300.0),
+            (step * 0.1 + 0.07, 300.0),
+            (step * 0.1 + 0.07, 100.0),
+            (step * 0.1 + 0.1, 100.0),
+        ]
+    nvml = opened(library, SimulatedGpu(load=Load(points), counter_window_s=0.025))
+    library.advance(1.0)
+    assert nvml.nvmlDeviceGetTotalEnergyConsumption(nvml.nvmlDeviceGetHandleByIndex(0)) == pytest.approx(100_000, abs=1)
+    assert true_joules(points, 0.0, 1.0) == pytest.approx(240.0)
+
+
+def test_nvml_errors_are_those_asked_for(library: SimulatedNvml) -> None:
+    """Every call answers with the error that it was told, live, and the real binding raises its class."""
+    gpu = SimulatedGpu(energy_error=NOT_SUPPORTED)
+    nvml = opened(library, gpu, SimulatedGpu(uuid="GPU-2", handle_error=NO_PERMISSION))
+    handle = nvml.nvmlDeviceGetHandleByIndex(0)
+    with pytest.raises(nvml.NVMLError_NotSupported, match="Not Supported"):
+        nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    with pytest.raises(nvml.NVMLError_NoPermission, match="Insufficient Permissions"):
+        nvml.nvmlDeviceGetHandleByIndex(1)
+    gpu.device_error = GPU_IS_LOST
+    library.update()
+    with pytest.raises(nvml.NVMLError_GpuIsLost, match="GPU is lost"):
+        nvml.nvmlDeviceGetPowerUsage(handle)
+    with pytest.raises(nvml.NVMLError_DriverNotLoaded, match="Driver Not Loaded"):
+        opened(library, init_error=DRIVER_NOT_LOADED)
+
+
+def test_nvml_has_slices_and_processes(library: SimulatedNvml) -> None:
+    """MIG mode, slices with their sizes and parents, and the processes of a GPU come through the real binding."""
+    slices = (SimulatedSlice(uuid="MIG-a", compute_slices=4), SimulatedSlice(uuid="MIG-b", compute_slices=3))
+    nvml = opened(library, SimulatedGpu(slices=slices, pids=(11, 12)), SimulatedGpu(uuid="GPU-2"))
+    whole = nvml.nvmlDeviceGetHandleByIndex(0)
+    assert nvml.nvmlDeviceGetMigMode(whole) == [1, 1]
+    assert nvml.nvmlDeviceGetMaxMigDeviceCount(whole) == 7
+    piece = nvml.nvmlDeviceGetHandleByUUID("MIG-b")
+    assert nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetMigDeviceHandleByIndex(whole, 1)) == "MIG-b"
+    assert nvml.nvmlDeviceGetAttributes(piece).computeInstanceSliceCount == 3
+    parent = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(piece)
+    assert nvml.nvmlDeviceGetUUID(parent) == library.gpus[0].uuid
+    assert [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(whole)] == [11, 12]
+    assert nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(1)) == []
+
+
+def test_another_program_finds_the_fake_library_by_itself() -> None:
+    """With the given environment, a program that imports pynvml talks to the simulated GPUs, in real time."""
+    program = (
+        "import json, pynvml, time; pynvml.nvmlInit(); gpu = pynvml.nvmlDeviceGetHandleByIndex(0);"
+        "a = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu); time.sleep(0.3);"
+        "print(json.dumps([pynvml.nvmlDeviceGetName(gpu), pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) - a]))"
+    )
+    with SimulatedNvml([SimulatedGpu(load=Load([(0.0, 200.0)]))], live=True) as nvml:
+        environ = {**os.environ, **nvml.environ}
+        done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
+    name, energy_mj = json.loads(done.stdout)
+    assert name == "NVIDIA Simulated"
+    assert energy_mj >= 200 * 200
+
+
+def test_the_simulated_nvml_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one, or with one that cannot, the error says what to install, and no folder is left."""
+    monkeypatch.setattr(nvml_module.shutil, "which", lambda _: None)
+    with pytest.raises(UsageError, match="no C compiler"):
+        SimulatedNvml([])
+    monkeypatch.setattr(nvml_module.shutil, "which", lambda _: "/bin/false")
+    with pytest.raises(UsageError, match="/bin/false cannot compile"):
+        SimulatedNvml([])
+
+
+def test_the_simulated_nvml_has_limits(library: SimulatedNvml) -> None:
+    """More GPUs or points than the shared file holds are refused."""
+    with pytest.raises(ValueError, match="at most 8 GPUs"):
+        library.reset([SimulatedGpu()] * 9)
+    with pytest.raises(ValueError, match="65536 points"):
+        library.reset([SimulatedGpu(load=Load([(float(i), 1.0) for i in range(65_537)]))])
 
 
 def test_a_plain_context_keeps_what_is_recorded() -> None:
