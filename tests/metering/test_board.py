@@ -226,6 +226,21 @@ def test_processes_are_known_by_their_birth() -> None:
     assert tree_cpu_s(child.pid) == 0
 
 
+def test_busy_time_survives_a_program_that_closes_all_files() -> None:
+    """A daemon closes every file it inherited, and the numbers are used again for others."""
+    code = """
+        import os
+        from negawatt.hardware.processes import busy_s
+        first = busy_s()
+        os.closerange(3, 64)
+        assert busy_s() >= first
+        os.closerange(3, 64)
+        others = [os.open("/etc/hostname", os.O_RDONLY) for _ in range(8)]
+        assert busy_s() >= first
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
 def test_four_processes_answer_for_the_host_once(tmp_path: Path) -> None:
     """Four real ranks that meter themselves at the same time sum to 1.00 times the host, and not to 4."""
     code = """
