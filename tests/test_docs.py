@@ -28,7 +28,7 @@ def test_python_blocks_run(tmp_path, language, text):
     """Every Python block runs as a program; one that tests another is given it as the plug-in module it imports."""
     plugin = next(b.values[1] for b in BLOCKS if "class MyChip:" in b.values[1])
     (tmp_path / "negawatt_mychip.py").write_text(plugin)
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "NEGAWATT_LEDGER": str(tmp_path / "ledger.sqlite")}
     done = subprocess.run(
         [sys.executable, "-c", text], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )

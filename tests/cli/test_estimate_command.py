@@ -121,6 +121,11 @@ def test_the_devices_are_listed(run):
         (["--gpu", "L4", "--hours", "1", "--pue", "0.8"], "--pue 0.8"),
         (["--gpu", "L4", "--hours", "1", "--zone", "XX"], "no zone 'XX'"),
         (["--gpu", "L4", "--hours", "1", "--price", "0.1"], "without its currency"),
+        (["--gpu", "L4", "--hours", "1", "--currency", "USD"], "--currency without --price"),
+        (["--gpu", "L4", "--hours", "1", "--bits", "8"], "--bits with --hours"),
+        (["--gpu", "L4", "--hours", "1e308"], "--hours 1e308"),
+        (["--gpu", "L4", "--hours", "1", "--host-w", "1e300"], "beyond any machine"),
+        (["--gpu", "L4", "--tokens", "1e6", "--params", "8"], "did you mean --params 8B"),
         (["--gpu", "L50S", "--hours", "1"], "did you mean 'L40S'"),
     ],
 )
@@ -130,3 +135,21 @@ def test_what_cannot_be_understood_says_what_to_type(run, args, message):
         run(*args)
     assert caught.value.why
     assert caught.value.fix
+
+
+def test_the_largest_work_is_still_printed(run):
+    """Whatever is accepted can be printed: no number leaves the range of floats."""
+    work = ("--flops", "9e39", "--gpu", "L4", "--gpus", "1000000000", "--pue", "9e39", "--zone", "FR")
+    assert "inf" not in run(*work).out
+    assert json.loads(run(*work, "--json").out)["site_j"]["high"] > 1e60
+
+
+def test_config_unset_forgets_one_setting(run, config):
+    """A setting that is no longer true can be taken out again, and the others stay."""
+    run("set", "zone", "FR", of=config_command)
+    run("set", "pue", "1.3", of=config_command)
+    run("unset", "zone", of=config_command)
+    assert json.loads(run("show", "--json", of=config_command).out)["site"] == {"pue": 1.3}
+    assert "no zone is known" in run("--hours", "1", "--gpu", "L4").out
+    with pytest.raises(UsageError, match="zone is not kept"):
+        run("unset", "zone", of=config_command)

@@ -72,6 +72,22 @@ def test_the_last_run_with_its_error(ledger_path):
     assert home["high"] == pytest.approx(1.196 / 10500)
 
 
+def test_the_last_run_is_a_whole_one(ledger_path):
+    """The ranks of a job are recorded behind it, and are parts of it: the job is the last run."""
+    with Ledger.open(ledger_path) as ledger:
+        job = ledger.append("run", {"energy_sd_j": 0.0}, workload="job", energy_j=17.7, source="counter")
+        sequence = ledger.get(job).sequence
+        ledger.append("run", {"energy_sd_j": 0.0, "parent": sequence}, workload="rank", energy_j=1.8, source="counter")
+    assert run().startswith("17.7 J (counter; run 1, job")
+
+
+def test_a_part_of_an_unknown_run_counts(ledger_path):
+    """A run inside one that was not recorded is the whole of what is known."""
+    with Ledger.open(ledger_path) as ledger:
+        ledger.append("run", {"energy_sd_j": 0.0, "parent": "gone"}, workload="rank", energy_j=1.8, source="counter")
+    assert run().startswith("1.80 J (counter; run 1, rank")
+
+
 def test_a_run_by_its_number(ledger_path):
     """--run picks a record; an error that was not recorded is said to be unknown, never taken as zero in silence."""
     with Ledger.open(ledger_path) as ledger:

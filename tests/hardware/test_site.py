@@ -41,8 +41,9 @@ def test_a_zone_is_a_code_or_a_name():
     assert country("EL").code == "GR"
     with pytest.raises(UsageError, match=r"no zone 'Frankreich'.*[\s\S]*did you mean 'FR' \(France\)"):
         country("Frankreich")
-    with pytest.raises(UsageError, match="two-letter code"):
-        country("")
+    for nowhere in ("", "EU"):
+        with pytest.raises(UsageError, match="two-letter code"):
+            country(nowhere)
 
 
 def test_nothing_said_is_no_site(config):
@@ -100,7 +101,9 @@ def test_configure_keeps_everything_else_in_the_file(config):
         ("zone", "Atlantis", "no zone 'Atlantis'"),
         ("pue", "0.9", "at least 1"),
         ("pue", "much", "at least 1"),
+        ("pue", "120", "from 1 to 10"),
         ("price_per_kwh", "-1", "not negative"),
+        ("intensity_gpkwh", "1e9", "from 0 to 10000"),
         ("currency", "€", "use a code"),
     ],
 )
@@ -120,9 +123,18 @@ def test_a_broken_file_is_told(config):
     config.write_text("[site]\nregion = 'FR'\n")
     with pytest.raises(UsageError, match="no setting 'region'"):
         configured(config)
+    config.write_text('zone = "FR"\n\n[site]\npue = 1.2\n')
+    with pytest.raises(UsageError, match=r"zone stands outside of \[site\]"):
+        configured(config)
     config.write_text("site = 1\n")
     with pytest.raises(UsageError, match="not a table"):
         configured(config)
+
+
+def test_every_digit_is_kept(config):
+    """A price is kept as typed, however many digits it has."""
+    configure("price_per_kwh", "0.12345678", config)
+    assert configured(config) == {"price_per_kwh": 0.12345678}
 
 
 def test_a_file_written_otherwise_is_left_alone(config):

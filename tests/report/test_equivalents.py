@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from negawatt.core.errors import UsageError
-from negawatt.report.equivalents import KWH_J, count, equivalent, equivalents, interval, kwh, parse_energy
+from negawatt.report.equivalents import KWH_J, count, equivalent, equivalents, interval, kwh, parse_energy, readable
 from negawatt.report.numbers import NBSP
 
 ENERGIES = st.floats(min_value=1e-6, max_value=1e18)
@@ -61,11 +61,12 @@ def test_ranges_hold_their_centre_and_widen_with_the_error(energy_j, sd_fraction
     [
         ("500 J", 500.0), ("2kJ", 2e3), ("1.5 MJ", 1.5e6), ("1 GJ", 1e9), ("1 TJ", 1e12), ("2 PJ", 2e15),
         ("1 Wh", 3600.0), ("3.2 kWh", 3.2 * KWH_J), ("1287 MWh", 1287e3 * KWH_J), (" 1.3GWh ", 1.3e6 * KWH_J),
-        ("1e3 kWh", 1e3 * KWH_J), ("85.4 TWh", 85.4e9 * KWH_J),
+        ("1e3 kWh", 1e3 * KWH_J), ("85.4 TWh", 85.4e9 * KWH_J), ("952 µJ", 952e-6), ("952 \u03bcJ", 952e-6),
+        ("3 uJ", 3e-6), ("1.66 mJ", 1.66e-3), ("20 nJ", 20e-9), ("340 mWh", 1224.0),
     ],
 )  # fmt: skip
 def test_energies_are_read(typed, energy_j):
-    """Every unit from J to PJ and Wh to TWh, with and without a space."""
+    """Every unit that negawatt prints, from nJ to PJ and mWh to TWh, with and without a space."""
     assert parse_energy(typed) == pytest.approx(energy_j)
 
 
@@ -75,13 +76,17 @@ def test_energies_are_read(typed, energy_j):
         ("", "is not an energy"),
         ("kWh", "is not an energy"),
         ("-1 kWh", "is not an energy"),
-        ("1,287 MWh", "is not an energy"),
+        ("1,287 MWh", "has a comma"),
+        ("3,2kWh", "has a comma"),
         ("3.2", "is not an energy"),
-        ("0 J", "zero, or beyond any number"),
-        ("1e999 J", "zero, or beyond any number"),
-        ("5 mJ", "did you mean MJ"),
+        ("0 J", "less than 1e-09 J"),
+        ("1e-300 J", "less than 1e-09 J"),
+        ("1e999 J", "more than 1e\\+24 J"),
+        ("1e30 TWh", "more than 1e\\+24 J"),
+        ("5 mj", "did you mean mJ or MJ"),
         ("5 KWH", "did you mean kWh"),
-        ("5 kW", "no unit of energy"),
+        ("5 kW", "unit of power"),
+        ("5 watts", "unit of power"),
         ("5 BTU", "no unit of energy"),
     ],
 )
@@ -118,6 +123,13 @@ def test_counts_read_well(amount, shown):
         (10_500 * KWH_J, "10 500 kWh"),
     ],
 )
-def test_kwh_come_first(energy_j, shown):
+def test_kwh_for_any_size(energy_j, shown):
     """Any energy is told in kWh, without empty decimals."""
     assert kwh(energy_j) == shown.replace(" ", NBSP)
+
+
+def test_small_energies_are_told_in_joules():
+    """Below a watt-hour kWh would be a row of zeros."""
+    assert readable(3.59) == f"3.59{NBSP}J"
+    assert readable(3600.0) == f"0.001{NBSP}kWh"
+    assert readable(0.0) == "0"

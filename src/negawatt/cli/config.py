@@ -27,6 +27,16 @@ def set_value(key: str, value: str) -> None:
 
 
 @command.command()
+@click.argument("key")
+def unset(key: str) -> None:
+    """Forget one setting."""
+    from negawatt.hardware.site import forget
+
+    path = forget(key)
+    click.echo(f"negawatt: {key} is no longer kept in {path}", err=True)
+
+
+@command.command()
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def show(as_json: bool) -> None:  # noqa: FBT001
     """Show what is kept, and where."""

@@ -19,14 +19,20 @@ if TYPE_CHECKING:
 
 _SIZES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
+_MOST = 1e40
+"""Sizes and figures beyond it are slips of the keyboard, and would leave the numbers that can be reckoned with."""
+_LEAST_PARAMS = 1000
+_BITS = 16.0
+
 # Options that only some kinds of work use: elsewhere they would be ignored, and the user would not know.
 _ARITHMETIC = ("utilisation", "load")
+_BITS_OF = ("bits",)
 _MODEL = ("params", "active_params")
 _SERVED = ("experts", "batch", "prompt_tokens", "reply_tokens")
 _USES = {
-    "flops": _ARITHMETIC,
-    "train_tokens": (*_ARITHMETIC, *_MODEL),
-    "tokens": (*_MODEL, *_SERVED),
+    "flops": (*_ARITHMETIC, *_BITS_OF),
+    "train_tokens": (*_ARITHMETIC, *_BITS_OF, *_MODEL),
+    "tokens": (*_BITS_OF, *_MODEL, *_SERVED),
     "hours": ("load",),
 }
 
@@ -39,7 +45,7 @@ _NARROW = {
     "batch": "--batch LOW..HIGH",
     "prompt tokens per token": "--prompt-tokens N",
     "reply length": "--reply-tokens N",
-    "model error": "measuring a part of it: `negawatt run -- CMD`",
+    "model error": "a measurement of a part of it: `negawatt run -- CMD`",
 }
 
 
@@ -53,12 +59,14 @@ _NARROW = {
 @click.option("--params", metavar="N", help="Parameters of the model.")
 @click.option("--active-params", metavar="N", help="Parameters that one token passes through, if not all.")
 @click.option("--experts", metavar="K/N", help="Experts that a token is sent to, of how many: 8/128.")
-@click.option("--bits", type=click.FloatRange(1, 32), default=16.0, show_default=True, help="Of a weight or operation.")
+@click.option(
+    "--bits", type=click.FloatRange(1, 32), help="Of a weight or operation; below 16, as fast as 16.  [default: 16]"
+)
 @click.option("--batch", metavar="LOW..HIGH", help="Sequences decoded at the same time.")
 @click.option("--prompt-tokens", metavar="N", help="Prompt tokens in all, beside --tokens.")
 @click.option("--reply-tokens", metavar="LOW..HIGH", help="Tokens given out per request.")
 @click.option("--gpu", metavar="NAME", help="The device, as in 'H100 SXM'; processors and TPUs too.")
-@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
+@click.option("--gpus", type=click.IntRange(1, 10**9), default=1, show_default=True, help="How many of them.")
 @click.option("--utilisation", metavar="LOW..HIGH", help="Share of the peak arithmetic that is reached.")
 @click.option("--load", metavar="LOW..HIGH", help="Mean power of the devices, over rated power.")
 @click.option("--host-w", metavar="LOW..HIGH", help="Power of the rest of the machines, all together.")
@@ -97,6 +105,8 @@ def estimated(options: dict[str, Any]) -> Estimate:
         raise UsageError(
             "no --gpu", "power and speed are those of a device", "--gpu 'H100 SXM'; --list-gpus shows the table"
         )
+    if options["currency"] is not None and options["price"] is None:
+        raise UsageError("--currency without --price", "no price is converted between currencies", "give both or none")
     place = site.chosen(
         {
             "zone": options["zone"],
@@ -122,8 +132,8 @@ def _work(options: dict[str, Any], device: Device) -> Work:
             "one kind of work is estimated at a time",
             "give one of --flops, --train-tokens, --tokens and --hours",
         )
-    kind, gpus, bits = said[0], options["gpus"], options["bits"]
-    for name in (*_ARITHMETIC, *_MODEL, *_SERVED):
+    kind, gpus = said[0], options["gpus"]
+    for name in (*_ARITHMETIC, *_BITS_OF, *_MODEL, *_SERVED):
         if options[name] is not None and name not in _USES[kind]:
             raise UsageError(
                 f"{_flag(name)} with {_flag(kind)}",
@@ -147,7 +157,7 @@ def _work(options: dict[str, Any], device: Device) -> Work:
     if kind == "train_tokens":
         amount *= FLOP_PER_TRAINED * _model(options).active_params
     loads = (assumed.utilisation(_range(options, "utilisation")), assumed.load(_range(options, "load")), host)
-    return training(amount, device, gpus, bits, loads)
+    return training(amount, device, gpus, _bits(options), loads)
 
 
 def _model(options: dict[str, Any]) -> Model:
@@ -157,11 +167,17 @@ def _model(options: dict[str, Any]) -> Model:
         raise UsageError("no --params", "the work of a token grows with the parameters", "--params 70B")
     params = _number(options["params"], "params")
     active = params if options["active_params"] is None else _number(options["active_params"], "active_params")
+    if params < _LEAST_PARAMS:
+        raise UsageError(f"--params {params:g}", "no language model is so small", f"did you mean --params {params:g}B?")
     if active > params:
         raise UsageError(
             f"{active:g} active of {params:g} parameters", "a part is not more than the whole", "swap them"
         )
-    return Model(params=params, active_params=active, bits=options["bits"], routed_fraction=_routed(options["experts"]))
+    return Model(params=params, active_params=active, bits=_bits(options), routed_fraction=_routed(options["experts"]))
+
+
+def _bits(options: dict[str, Any]) -> float:
+    return _BITS if options["bits"] is None else float(options["bits"])
 
 
 def _routed(text: str | None) -> float | None:
@@ -181,7 +197,7 @@ def _number(text: str, option: str) -> float:
         number = float(match[1]) * _SIZES[match[2].upper()] if match else 0.0
     except ValueError:
         number = 0.0
-    if not 0 < number < float("inf"):
+    if not 0 < number < _MOST:
         raise UsageError(
             f"{_flag(option)} {text}", "it is the size of the work", "a positive number: 3e21, 1.5T or 70B"
         )
@@ -191,7 +207,12 @@ def _number(text: str, option: str) -> float:
 def _range(options: dict[str, Any], option: str) -> Interval | None:
     from negawatt.report.assumed import interval
 
-    return None if options[option] is None else interval(options[option], _flag(option))
+    if options[option] is None:
+        return None
+    found = interval(options[option], _flag(option))
+    if not 1 / _MOST < found.low <= found.high < _MOST:
+        raise UsageError(f"{_flag(option)} {options[option]}", "it is beyond any machine", "check its exponent")
+    return found
 
 
 def _flag(option: str) -> str:

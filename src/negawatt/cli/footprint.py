@@ -13,8 +13,12 @@ from negawatt.core.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from negawatt.ledger.store import Record
+    from negawatt.ledger.store import Ledger, Record
     from negawatt.report.equivalents import Amount
+
+
+_LOOK_BACK = 1000
+"""So many records are searched for the last run that is not a part of another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +46,8 @@ class _Energy:
 def command(energy: tuple[str, ...], run_id: int | None, sources: bool, as_json: bool) -> None:  # noqa: FBT001
     """Show what an energy is the same as.
 
-    ENERGY is a number with its unit, such as 3.2 kWh, 500 J or 1.3 GWh. Without it: the last run of the ledger.
+    ENERGY is a number with its unit, such as 3.2 kWh, 500 J or 1.3 GWh. Without it: the last run of the ledger; of
+    runs inside one another, the outer.
     """
     from negawatt.report.equivalents import equivalents, parse_energy
 
@@ -72,10 +77,9 @@ def _recorded(run_id: int | None) -> _Energy:
     if not default_path().exists():
         raise UsageError(f"no ledger at {default_path()}", "there is no run to take the energy of", fix)
     with Ledger.open() as ledger:
-        records = ledger.records(kind="run", limit=1) if run_id is None else [ledger.get(run_id)]
-    if not records:
+        record = _last(ledger) if run_id is None else ledger.get(run_id)
+    if record is None:
         raise UsageError("no run in the ledger", "there is no energy to show", fix)
-    record = records[0]
     if record.energy_j is None:
         raise UsageError(f"record {record.id} has no energy", "nothing was measured, so nothing can be shown", fix)
     low_j, high_j, error = _interval(record)
@@ -83,15 +87,22 @@ def _recorded(run_id: int | None) -> _Energy:
     return _Energy(energy_j=record.energy_j, low_j=low_j, high_j=high_j, source=record.source or "unknown", told=told)
 
 
+def _last(ledger: Ledger) -> Record | None:
+    """The run that was recorded last, and not a part of another one: the ranks of a job come after the job."""
+    runs = ledger.records(kind="run", limit=_LOOK_BACK)
+    whole = [run for run in runs if not run.body.get("parent") or ledger.find(str(run.body["parent"])) is None]
+    return max(whole or runs, key=lambda run: (run.created_utc, run.id), default=None)
+
+
 def _interval(record: Record) -> tuple[float, float, str]:
     """The 95 % interval of a record's energy, and what to say of it."""
-    from negawatt.report.equivalents import interval, kwh
+    from negawatt.report.equivalents import interval, readable
 
     energy_j, sd_j = record.energy_j or 0.0, record.body.get("energy_sd_j")
     if not isinstance(sd_j, int | float):
         return energy_j, energy_j, "its error was not recorded"
     low_j, high_j = interval(energy_j, sd_j)
-    return low_j, high_j, f"95 % interval {kwh(low_j)} to {kwh(high_j)}"
+    return low_j, high_j, f"95 % interval {readable(low_j)} to {readable(high_j)}"
 
 
 def _json(known: _Energy, amounts: Sequence[Amount]) -> dict[str, object]:
@@ -105,11 +116,9 @@ def _print(known: _Energy, amounts: Sequence[Amount]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from negawatt.report import numbers
-    from negawatt.report.equivalents import KWH_J, count, kwh
+    from negawatt.report.equivalents import count, readable
 
-    small = f" = {numbers.energy(known.energy_j)}" if known.energy_j < KWH_J / 1000 else ""
-    click.echo(f"{kwh(known.energy_j)}{small} ({known.source}; {known.told})\n")
+    click.echo(f"{readable(known.energy_j)} ({known.source}; {known.told})\n")
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("the same as", "low", "central", "high", "evidence"):
         grid.add_column(name, justify="right" if name in ("low", "central", "high") else "left", overflow="fold")

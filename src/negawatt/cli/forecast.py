@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from negawatt.report.forecast import Country, Forecast, Lever, Range
 
 _NUMBER = r"[+-]?\d+(?:\.\d+)?"
+_MOST_TWH = 10_000  # above it, the unit is a slip: the IEA has 945 TWh for all data centres in 2030
+_BASE_YEARS = (2010, 2030)
 _RANGE = re.compile(rf"({_NUMBER})(%?)(?:\.\.({_NUMBER})(%?))?")
 _LEVER = re.compile(r"(?P<name>[^=:]+)(?:=(?P<saving>[^=:]*))?(?::(?P<phase>[^=:]*))?(?::(?P<adoption>[^=:]*))?")
 
@@ -55,6 +57,12 @@ def command(  # noqa: PLR0913 -- one parameter per option
     from negawatt.report.forecast import beside_countries, defaults, forecast, levers_of, scenario_2027
 
     given = defaults()
+    if base_year is not None and not _BASE_YEARS[0] <= base_year <= _BASE_YEARS[1]:
+        raise UsageError(
+            f"--base-year {base_year}",
+            "AI's electricity in that year is no start of a forecast",
+            f"type a year from {_BASE_YEARS[0]} to {_BASE_YEARS[1]}",
+        )
     chosen = tuple(_lever(typed) for typed in levers) or given.levers
     if plan_path:
         from negawatt.cli.apply import read_plan
@@ -83,12 +91,12 @@ def command(  # noqa: PLR0913 -- one parameter per option
     _print_sources(given.levers) if sources else click.echo("\n--sources says what every figure rests on.")
 
 
-def _span(typed: str, option: str) -> tuple[Range, bool]:
+def _span(typed: str, option: str, example: str = "26%..36%") -> tuple[Range, bool]:
     """A range as typed, and whether it was in percent."""
     from negawatt.report.forecast import Range
 
     found = _RANGE.fullmatch(typed.strip())
-    fix = f"type one number or two with .. between them: {option} 26%..36%"
+    fix = f"type one number or two with .. between them: {option} {example}"
     if found is None or (found[3] and found[2] and not found[4]):
         raise UsageError(f"{option} {typed}", "it is not a range", fix)
     low, high = float(found[1]), float(found[3] or found[1])
@@ -117,9 +125,13 @@ def _fractions(typed: str, option: str, *, above: float, below: float = 10.0) ->
 
 
 def _twh(typed: str) -> Range:
-    span, percent = _span(typed, "--base-twh")
-    if percent or span.low <= 0:
-        raise UsageError(f"--base-twh {typed}", "it is no amount of electricity", "type TWh above 0: --base-twh 46..82")
+    span, percent = _span(typed, "--base-twh", "46..82")
+    if percent or not 0 < span.low <= span.high <= _MOST_TWH:
+        raise UsageError(
+            f"--base-twh {typed}",
+            f"it is no amount of electricity that AI takes in a year: above 0, and at most {_MOST_TWH} TWh",
+            "type TWh: --base-twh 46..82",
+        )
     return span
 
 

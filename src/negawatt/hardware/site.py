@@ -44,6 +44,12 @@ KEYS: Mapping[str, type] = {
     "currency": str,
 }
 """What [site] may hold, and of what kind."""
+_BOUNDS = {
+    "pue": (1, 10, "the energy of the site over that of its machines, so at least 1", "1.2"),
+    "intensity_gpkwh": (0, 10_000, "grams of CO2 equivalent per kWh, and not negative", "44"),
+    "price_per_kwh": (0, 1e6, "the price of one kWh, and not negative", "0.18"),
+}
+"""Least and most of each number, what it is, and an example."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +103,7 @@ def country(zone: str) -> Country:
     names = {known.name.lower(): known.code for known in countries().values()}
     if wanted.lower() in names:
         return countries()[names[wanted.lower()]]
-    near = get_close_matches(wanted.lower(), names, n=1)
+    near = get_close_matches(wanted.lower(), names, n=1) if len(wanted) > 2 else []  # two letters are like anything
     raise UsageError(
         f"no zone {zone!r} in the table of countries",
         "carbon and price of a guessed place would be wrong by up to 30 times",
@@ -129,6 +135,11 @@ def configured(path: Path | None = None) -> dict[str, Any]:
         raise UsageError(
             f"{path}: {error}", "what you configured cannot be read", f"mend {path}, or delete it"
         ) from error
+    misplaced = next((key for key in document if key in KEYS), None)
+    if misplaced:
+        raise UsageError(
+            f"{path}: {misplaced} stands outside of [site]", "it would be ignored", "write [site] on a line above it"
+        )
     site = document.get("site", {})
     if not isinstance(site, dict):
         raise UsageError(f"{path}: site is not a table", "nothing in it is understood", "write [site] on its own line")
@@ -153,9 +164,9 @@ def checked(key: str, value: object) -> Any:  # noqa: ANN401 -- a string or a fl
         number = float(str(value))
     except ValueError:
         number = float("nan")
-    if not (1 if key == "pue" else 0) <= number < 1e6:
-        rule = "the energy of the site over that of its machines, at least 1" if key == "pue" else "not negative"
-        raise UsageError(f"{key} = {value}", f"{key} is a number, {rule}", f"negawatt config set {key} NUMBER")
+    least, most, what, example = _BOUNDS[key]
+    if not least <= number <= most:
+        raise UsageError(f"{key} = {value}", f"it is {what}", f"give a number from {least:g} to {most:g}: {example}")
     return number
 
 
@@ -175,19 +186,50 @@ def configure(key: str, value: str, path: Path | None = None) -> Path:
     path = path or config_path()
     known = checked(key, value)
     configured(path)  # a broken file is told before it is edited
-    line = f'{key} = "{known}"' if isinstance(known, str) else f"{key} = {known:g}"
+    line = f'{key} = "{known}"' if isinstance(known, str) else f"{key} = {known!r}"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
+    head, body, rest = _split(text)
+    body, found = re.subn(rf"(?m)^\s*{key}\s*=.*$", line, body)
+    new = head + (body if found else f"{line}\n{body}") + rest
+    if _site_of(new) != {**(_site_of(text) or {}), key: known}:
+        raise UsageError(f"{path} is written in a way not foreseen", "an edit could spoil it", f"add to it: {line}")
+    return _write(path, new)
+
+
+def forget(key: str, path: Path | None = None) -> Path:
+    """Take one key of [site] out of the user's file, keeping all else in it; returns the file.
+
+    Raises:
+        UsageError: on a key that is not kept, or a file that cannot be edited safely.
+        NegawattError: if the file cannot be written.
+    """
+    path = path or config_path()
+    kept = configured(path)
+    if key not in kept:
+        raise UsageError(f"{key} is not kept", "there is nothing to forget", "`negawatt config show` shows what is")
+    text = path.read_text(encoding="utf-8")
+    head, body, rest = _split(text)
+    new = head + re.sub(rf"(?m)^\s*{key}\s*=.*\n?", "", body) + rest
+    if _site_of(new) != {name: value for name, value in (_site_of(text) or {}).items() if name != key}:
+        raise UsageError(
+            f"{path} is written in a way not foreseen", "an edit could spoil it", f"take {key} out by hand"
+        )
+    return _write(path, new)
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """A document as what ends with the line [site], the lines of that table, and what follows it."""
     head, header, site = text.partition("[site]\n")
     if not header:
         head, header, site = text + ("\n" if text and not text.endswith("\n") else ""), "[site]\n", ""
     body, rest = re.split(r"(?m)^(?=\s*\[)", site, maxsplit=1) if re.search(r"(?m)^\s*\[", site) else (site, "")
-    body, found = re.subn(rf"(?m)^\s*{key}\s*=.*$", line, body)
-    new = head + header + (body if found else f"{line}\n{body}") + rest
-    if _site_of(new) != {**(_site_of(text) or {}), key: known}:
-        raise UsageError(f"{path} is written in a way not foreseen", "an edit could spoil it", f"add to it: {line}")
+    return head + header, body, rest
+
+
+def _write(path: Path, text: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(new, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise NegawattError(f"cannot write {path}: {error}", "the setting is not kept", "use the flags") from error
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -14,10 +13,14 @@ KWH_J = 3.6e6
 """One kilowatt-hour in joules, by definition."""
 
 _UNITS_J = {
-    **{f"{prefix}J": 10.0 ** (3 * i) for i, prefix in enumerate(("", "k", "M", "G", "T", "P"))},
-    **{f"{prefix}Wh": 3600.0 * 10.0 ** (3 * i) for i, prefix in enumerate(("", "k", "M", "G", "T"))},
+    **{f"{prefix}J": 10.0 ** (3 * i - 9) for i, prefix in enumerate(("n", "µ", "m", "", "k", "M", "G", "T", "P"))},
+    **{f"{prefix}Wh": 3600.0 * 10.0 ** (3 * i - 3) for i, prefix in enumerate(("m", "", "k", "M", "G", "T"))},
 }
-_TYPED = re.compile(r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([A-Za-zµ]+)")
+_TYPED = re.compile(r"(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([A-Za-zµ]+)", re.ASCII)
+_COMMA = re.compile(r"\d[\d.]*,[\d.,]*\d\s*[A-Za-zµ]*", re.ASCII)
+_POWER = re.compile(r"[a-zµ]?w(?:atts?)?", re.IGNORECASE)
+_LEAST_J, _MOST_J = 1e-9, 1e24
+"""Beyond these a number is a slip of the keyboard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,28 +102,55 @@ def parse_energy(text: str) -> float:
     """Joules of an energy as people type it: "3.2 kWh", "500 J", "1.3GWh".
 
     Raises:
-        UsageError: for anything but a positive number with a unit from J to PJ or Wh to TWh, spelt exactly (mJ is
-            not MJ).
+        UsageError: for anything but a positive number with a unit from nJ to PJ or mWh to TWh, spelt exactly (mJ is
+            not MJ), or one that is beyond any picture.
     """
     fix = f"type a number and one of {', '.join(_UNITS_J)}: `negawatt footprint 3.2 kWh`"
-    found = _TYPED.fullmatch(text.strip())
+    found = _TYPED.fullmatch(text.strip().replace("\u03bc", "µ"))  # the Greek letter looks the same
+    if found is None and _COMMA.fullmatch(text.strip()):
+        raise UsageError(
+            f"{text!r} has a comma",
+            "it could part decimals or thousands, a factor of a thousand",
+            "type a decimal point, and no sign between thousands: 1300 or 1.3",
+        )
     if found is None:
         raise UsageError(f"{text!r} is not an energy", "it must be a positive number with its unit", fix)
-    number, unit = float(found[1]), found[2]
+    number, unit = float(found[1]), "µJ" if found[2] == "uJ" else found[2]
     if unit not in _UNITS_J:
-        near = [known for known in _UNITS_J if known.lower() == unit.lower()]
-        hint = f"did you mean {near[0]}?" if near else fix
-        raise UsageError(f"{unit!r} is no unit of energy known here", "a wrong prefix is a factor of a thousand", hint)
+        raise _no_unit(unit, fix)
     energy_j = number * _UNITS_J[unit]
-    if not (math.isfinite(energy_j) and energy_j > 0):
-        raise UsageError(f"{text!r} is not an energy that can be pictured", "it is zero, or beyond any number", fix)
+    if not _LEAST_J <= energy_j <= _MOST_J:
+        raise UsageError(
+            f"{text!r} is not an energy that can be pictured",
+            f"it is less than {_LEAST_J:g} J or more than {_MOST_J:g} J",
+            fix,
+        )
     return energy_j
+
+
+def _no_unit(unit: str, fix: str) -> UsageError:
+    if _POWER.fullmatch(unit):
+        return UsageError(
+            f"{unit!r} is a unit of power",
+            "an energy is power times time",
+            "multiply by the hours: 5 kW for 2 h are `negawatt footprint 10 kWh`",
+        )
+    near = [known for known in _UNITS_J if known.lower() == unit.lower()]
+    hint = f"did you mean {' or '.join(near)}?" if near else fix
+    return UsageError(f"{unit!r} is no unit of energy known here", "a wrong prefix is a factor of a thousand", hint)
 
 
 def kwh(energy_j: float) -> str:
     """An energy in kWh whatever its size, with four significant digits."""
     text = numbers.significant(energy_j / KWH_J, 4)
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{numbers.NBSP}kWh"
+
+
+def readable(energy_j: float) -> str:
+    """An energy in kWh, or below one watt-hour in joules, where kWh would be a row of zeros."""
+    if energy_j == 0:
+        return "0"
+    return kwh(energy_j) if energy_j >= KWH_J / 1000 else numbers.energy(energy_j)
 
 
 def count(amount: float) -> str:
