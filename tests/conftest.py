@@ -13,6 +13,9 @@ settings.load_profile("negawatt")
 
 
 @pytest.fixture(autouse=True)
-def _board_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs metered by a test share no joules with whatever else is metered on this host."""
-    monkeypatch.setenv("NEGAWATT_BOARD", str(tmp_path_factory.mktemp("board")))
+def _apart_from_this_host(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test meters shares no joules with other runs on this host, and is in no ledger of its user."""
+    folder = tmp_path_factory.mktemp("apart")
+    monkeypatch.setenv("NEGAWATT_BOARD", str(folder / "board"))
+    monkeypatch.setenv("NEGAWATT_LEDGER", str(folder / "ledger.sqlite"))
+    monkeypatch.setenv("NEGAWATT_CALIBRATION", str(folder / "calibration.json"))
