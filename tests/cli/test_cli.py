@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -235,3 +236,11 @@ def test_a_damaged_ledger_is_reported(capsys, ledger_path):
     ledger_path.write_text("x" * 5000)
     assert main(["ledger", "list"]) == 1
     assert "what to do" in capsys.readouterr().err
+
+
+def test_a_terminal_with_few_characters_gets_plain_ones():
+    """Where the encoding has no hard space, the numbers of a table are still there to read."""
+    program = "import sys; from negawatt.cli import main; sys.exit(main(['footprint', '1 TWh']))"
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ, check=True)
+    assert re.search(r"phone charges +\d+\.?\d* (m|b)illion ", done.stdout)

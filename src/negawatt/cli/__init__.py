@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -109,7 +110,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code. A command that calls sys.exit raises SystemExit instead.
     """
     try:
-        _open_closed()
+        _open_streams()
         status = _run(args)
     except NegawattError as error:
         _say(f"negawatt: {error}")
@@ -143,11 +144,27 @@ def _run(args: Sequence[str] | None) -> object:
     return status
 
 
-def _open_closed() -> None:
-    """Give a stream that is closed, as after `>&-`, somewhere to write to: Python has None in its place."""
+def _open_streams() -> None:
+    """See to it that whatever is printed can be: streams that are closed, as after `>&-`, or know few characters."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 -- open to the end
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="negawatt")
+
+
+_PLAIN = {"\u00a0": " ", "\u2212": "-", "\u2013": "-", "µ": "u", "±": "+-", "×": "x", "…": "..."}
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """Characters that a terminal's encoding lacks, in others."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(c, "?") for c in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("negawatt", _plainly)
 
 
 def _say(text: str) -> None:
