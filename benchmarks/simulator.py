@@ -14,6 +14,10 @@ state. So there are two errors:
 - coverage: how often the stated 95 % interval, gain and offset included, holds the true joules. `random_coverage` is
   the same for the random error alone, gain and offset taken out.
 
+Without a fault, the counter of a processor moves every millisecond, that of a GPU every 10, 20 or 100 ms, and the power
+of a GPU is brought up to date every 20 ms, is the mean over that time and flickers by 0.2 %. A100 and H100 look a
+quarter of the time: here that is a fault ("part-time sensor"), and the sensor flags every reading of theirs.
+
 Four runs that overlap on one host are metered, too: their parts over the host's joules is `host_sum_ratio`. And a few
 windows run live in real time: RAPL's files, and GPUs in a process of their own that finds the fake library as it
 would find the driver's.
@@ -28,73 +32,33 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
+from importlib.metadata import version
 from random import Random
 from statistics import median
 
+from simulator_backends import BACKENDS, Backend, Scenario, Stage, new_folder, prepare
+
 import negawatt
 from negawatt.core.errors import NegawattError
-from negawatt.core.reading import Reading, Sensor, total
+from negawatt.core.reading import Probe, Reading, total
 from negawatt.hardware.host import this_host
 from negawatt.metering.board import Board
 from negawatt.metering.select import open_best
-from negawatt.metering.sensors import nvidia, rapl
+from negawatt.metering.sensors import rapl
 from negawatt.metering.session import Meter
-from negawatt.testing import (
-    Load,
-    SimulatedGpu,
-    SimulatedNvml,
-    SimulatedPowercap,
-    SimulatedSlice,
-    random_load,
-    true_joules,
-)
-from negawatt.testing.nvml import AMPERE, GPU_IS_LOST, HOPPER, NO_PERMISSION, NOT_SUPPORTED, PASCAL
+from negawatt.testing import Load, SimulatedGpu, SimulatedNvml, SimulatedPowercap, random_load, true_joules
 
 SCENARIOS = 1000
 BAR_FROM_S = 2.0
 HOST = replace(this_host(), system="Linux 6.8")
 Z95 = 1.959964
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scenario:
-    """What happens: a window from `begin_s` to `end_s` under some loads, with or without a fault."""
-
-    rng: Random
-    begin_s: float
-    end_s: float
-    fault: str
-
-    @property
-    def middle_s(self) -> float:
-        """When faults strike that strike in the window."""
-        return self.begin_s + (self.end_s - self.begin_s) * self.rng.uniform(0.05, 0.95)
-
-    def load(self, idle_w: float, full_w: float) -> Load:
-        """A random load, long enough."""
-        return random_load(self.rng, self.end_s + 1.0, idle_w, full_w)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A simulated machine, ready for one scenario."""
-
-    sensor: Sensor
-    clock: Callable[[], float]
-    advance: Callable[[float], None]
-    truth_j: float
-    """True joules of the window."""
-    unbiased_j: float
-    """What a sensor with this gain and offset, and no other error, would have counted."""
-    strikes: tuple[tuple[float, Callable[[], None]], ...] = ()
-    """Times of faults, and what does them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,151 +71,6 @@ class Outcome:
     error_fraction: float = math.nan
     covered: bool = False
     random_covered: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backend:
-    """A sensor to be tried: to add one, write a function that sets its stage and name the faults it can set."""
-
-    name: str
-    faults: tuple[str, ...]
-    stage: Callable[[Scenario], Stage]
-
-
-def scaled(load: Load, gain: float, offset_w: float = 0.0) -> Load:
-    """What a sensor with a gain and an offset makes of a load."""
-    return Load([(time_s, max(0.0, power_w * gain + offset_w)) for time_s, power_w in load.points])
-
-
-# ---- RAPL -----------------------------------------------------------------------------------------------------------
-
-RAPL_FAULTS = ("wrap", "double die", "psys and mmio", "frozen", "late", "reset", "no permission", "vanished")
-
-
-def rapl_stage(scenario: Scenario) -> Stage:
-    """One or two packages, with or without DRAM."""
-    rng, fault = scenario.rng, scenario.fault
-    gain = rng.gauss(1.0, rapl.GAIN_SD_FRACTION)
-    packages, dram = rng.choice((1, 2)), rng.random() < 0.5 or fault == "psys and mmio"
-    offset_w = rng.gauss(0.0, rapl.DRAM_OFFSET_SD_W) if dram else 0.0
-    load, dram_load = scenario.load(20.0, 250.0), scenario.load(5.0, 20.0)
-    truths = [packages * true_joules(x.points, scenario.begin_s, scenario.end_s) for x in (load, dram_load)]
-    seen = scaled(load, gain), scaled(dram_load, gain, offset_w)
-    unbiased = [packages * true_joules(x.points, scenario.begin_s, scenario.end_s) for x in seen]
-    powercap = SimulatedPowercap(
-        root=Path(tempfile.mkdtemp(dir=ROOT)) / "powercap",
-        packages=packages,
-        dies=2 if fault == "double die" else 1,
-        one_counter=True,
-        dram=dram,
-        psys=fault == "psys and mmio",
-        mmio=fault == "psys and mmio",
-        load=seen[0],
-        dram_load=seen[1],
-        range_uj=rng.choice((20_000_000_000, 65_532_610_987)) if fault == "wrap" else 262_143_328_850,
-        start_uj=rng.randrange(1, 10**10),
-        refresh_s=rng.uniform(0.05, 0.5) if fault == "late" else 1e-3,
-        phase_s=rng.uniform(-0.5, 0.0),
-        frozen_s=scenario.middle_s if fault == "frozen" else math.inf,
-    )
-    if fault == "wrap":  # just ahead, so that it happens in the window
-        before_j = seen[0].joules_to(scenario.middle_s)
-        powercap.start_uj = powercap.range_uj - round(before_j * 1e6) % powercap.range_uj
-    strikes = {
-        "reset": powercap.reset,
-        "no permission": lambda: powercap.permit(allowed=False),
-        "vanished": powercap.vanish,
-    }
-    return Stage(
-        sensor=rapl.RaplSensor(powercap.root, read=powercap.read, clock=powercap.clock),
-        clock=powercap.clock,
-        advance=powercap.advance,
-        truth_j=truths[0] + dram * truths[1],
-        unbiased_j=unbiased[0] + dram * unbiased[1],
-        strikes=((scenario.middle_s, strikes[fault]),) if fault in strikes else (),
-    )
-
-
-# ---- NVIDIA ---------------------------------------------------------------------------------------------------------
-
-COUNTER_FAULTS = (
-    *("frozen", "late", "reset", "counter 43 % off", "counter x100", "counter /100", "part-time sensor", "slow power"),
-    *("lost", "no permission", "MIG"),
-)
-SAMPLED_FAULTS = ("frozen", "part-time sensor", "slow power", "mean over 1 s", "lost", "no permission", "MIG")
-
-
-def faulty_gpu(scenario: Scenario, gpu: SimulatedGpu) -> None:
-    """Build the fault into a GPU, as far as it is there from the start."""
-    rng = scenario.rng
-    changes: dict[str, dict[str, object]] = {
-        "frozen": {"power_frozen_s" if gpu.energy_error else "frozen_s": scenario.middle_s},
-        "late": {"counter_refresh_s": rng.uniform(0.5, 1.5)},
-        "counter 43 % off": {"counter_scale": gpu.counter_scale * rng.choice((0.57, 1.43))},
-        "counter x100": {"counter_scale": gpu.counter_scale * 100},
-        "counter /100": {"counter_scale": gpu.counter_scale / 100},
-        "part-time sensor": {
-            **{"name": "NVIDIA H100 80GB HBM3", "architecture": HOPPER, "power_refresh_s": 0.1},
-            **{"power_window_s": 0.025, "counter_window_s": 0.025},
-        },
-        "slow power": {"power_refresh_s": 0.1, "power_window_s": 0.1},
-        "mean over 1 s": {"architecture": AMPERE, "instant_error": NOT_SUPPORTED, "average_window_s": 1.0},
-        "MIG": {"slices": (SimulatedSlice(uuid="MIG-1", compute_slices=3), SimulatedSlice(uuid="MIG-2"))},
-    }
-    for name, value in changes.get(scenario.fault, {}).items():
-        setattr(gpu, name, value)
-
-
-def nvidia_stage(scenario: Scenario, *, counter: bool) -> Stage:
-    """One GPU, with an energy counter or without."""
-    rng = scenario.rng
-    gain = rng.gauss(1.0, nvidia.GAIN_SD_FRACTION)
-    load = scenario.load(60.0, 400.0)
-    gpu = SimulatedGpu(
-        architecture=5 if counter else PASCAL,
-        load=load,
-        counter_scale=gain,
-        counter_offset_j=rng.uniform(10.0, 1e6),
-        counter_refresh_s=rng.choice((0.01, 0.02, 0.1, 0.1)),
-        power_scale=gain,
-        noise_fraction=0.002,
-        phase_s=rng.uniform(-0.5, 0.0),
-        energy_error=0 if counter else NOT_SUPPORTED,
-        instant_error=0 if counter else NOT_SUPPORTED,
-    )
-    faulty_gpu(scenario, gpu)
-    NVML.reset([gpu])
-
-    def strike(name: str, value: float) -> None:
-        setattr(gpu, name, value)
-        NVML.update()
-
-    drawn_j = load.joules_to(scenario.end_s) * gain
-    strikes: dict[str, Callable[[], None]] = {
-        "reset": lambda: strike("counter_offset_j", -gain * load.joules_to(NVML.clock())),
-        "lost": lambda: strike("device_error", GPU_IS_LOST),
-        "no permission": lambda: strike("device_error", NO_PERMISSION),
-    }
-    gpu.counter_offset_j = max(gpu.counter_offset_j, drawn_j * 0.0)
-    environ = {"CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2"} if gpu.slices else {}
-    truth_j = true_joules(load.points, scenario.begin_s, scenario.end_s)
-    return Stage(
-        sensor=nvidia.NvidiaSensor(NVML.pynvml(), environ=environ, clock=NVML.clock),
-        clock=NVML.clock,
-        advance=NVML.advance,
-        truth_j=truth_j,
-        unbiased_j=truth_j * gain,
-        strikes=((scenario.middle_s, strikes[scenario.fault]),) if scenario.fault in strikes else (),
-    )
-
-
-BACKENDS = (
-    Backend(name="rapl", faults=RAPL_FAULTS, stage=rapl_stage),
-    Backend(name="nvidia_counter", faults=COUNTER_FAULTS, stage=lambda s: nvidia_stage(s, counter=True)),
-    Backend(name="nvidia_sampled", faults=SAMPLED_FAULTS, stage=lambda s: nvidia_stage(s, counter=False)),
-)
-ROOT: str
-NVML: SimulatedNvml
 
 
 # ---- the play -------------------------------------------------------------------------------------------------------
@@ -323,7 +142,178 @@ def rows(backend: Backend, outcomes: Sequence[Outcome]) -> Iterator[dict]:
         }
 
 
-def mean(values: Iterator[bool]) -> float | None:
+def mean(values: Iterable[bool]) -> float | None:
     """Mean of some values; None if there are none."""
     found = list(values)
     return sum(found) / len(found) if found else None
+
+
+# ---- four runs on one host -------------------------------------------------------------------------------------------
+
+
+def host_sum_ratio(runs: int = 4) -> float:
+    """Parts of runs that overlap and use the processors unequally, summed, over the joules of the host meanwhile."""
+    powercap = SimulatedPowercap(
+        root=new_folder() / "powercap",
+        packages=2,
+        dram=True,
+        load=Load([(0.0, 40.0), (100.0, 160.0)]),
+        dram_load=Load([(0.0, 6.0)]),
+    )
+
+    def probes() -> Sequence[Probe]:
+        return rapl.RaplSensor(powercap.root, read=powercap.read, clock=powercap.clock).open()
+
+    sleepers = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) for _ in range(runs)]
+    cpus = {sleeper.pid: 1.0 + index for index, sleeper in enumerate(sleepers)}
+    board = Board(
+        new_folder() / "board",
+        clock=powercap.clock,
+        cpu_s=lambda pid: cpus[pid] * powercap.clock(),
+        above=lambda _: (),
+    )
+    try:
+        own = {f"run-{pid}": probes() for pid in cpus}
+        starts = {}
+        begun = [probe.snapshot() for probe in own["run-" + str(sleepers[0].pid)]]
+        for pid in cpus:
+            key = f"run-{pid}"
+            board.join(key, own[key], pid=pid)
+            starts[key] = [probe.snapshot() for probe in own[key]]
+            powercap.advance(7.3)
+        parts_j = 0.0
+        for key in reversed(own):
+            powercap.advance(11.9)
+            shares = board.shares(key, own[key], leave=True)
+            if shares is None:
+                raise RuntimeError("the board was lost")
+            for probe, start in zip(own[key], starts[key], strict=True):
+                parts_j += probe.reading(start, probe.snapshot()).energy_j * shares.fractions[probe.scope]
+        first = own[f"run-{sleepers[0].pid}"]
+        host_j = sum(p.reading(b, p.snapshot()).energy_j for p, b in zip(first, begun, strict=True))
+    finally:
+        for sleeper in sleepers:
+            sleeper.kill()
+            sleeper.wait()
+    return parts_j / host_j
+
+
+# ---- live ------------------------------------------------------------------------------------------------------------
+
+LIVE_S = 2.5
+LIVE_CHILD = f"""
+import json, time
+from negawatt.metering.sensors.nvidia import NvidiaSensor
+from negawatt.metering.session import Meter
+with Meter.of([NvidiaSensor()]) as meter:
+    begin_s = time.perf_counter()
+    window = meter.start()
+    time.sleep({LIVE_S})
+    readings, end_s = window.stop(), time.perf_counter()
+print(json.dumps([begin_s, end_s, readings[0].energy_j, readings[0].flags, str(readings[0].source)]))
+"""
+
+
+def live_rapl(seed: int) -> float:
+    """Error of a window over files that move in real time, read as /sys is."""
+    load = random_load(Random(seed), 10.0, 20.0, 250.0)
+    powercap = SimulatedPowercap(root=new_folder() / "powercap", load=load)
+    with powercap.live(), Meter.of([rapl.RaplSensor(powercap.root)], host=HOST) as meter:
+        begin_s, window = powercap.clock(), meter.start()
+        time.sleep(LIVE_S)
+        (reading,) = window.stop()
+        end_s = powercap.clock()
+    return abs(reading.energy_j / true_joules(load.points, begin_s, end_s) - 1)
+
+
+def live_nvidia(seed: int) -> float:
+    """Error of a window in a process that loads nvidia-ml-py and finds the fake library by itself."""
+    load = random_load(Random(seed), 30.0, 60.0, 400.0)
+    with SimulatedNvml([SimulatedGpu(load=load, noise_fraction=0.002)], live=True) as nvml:
+        origin_s = time.perf_counter() - nvml.clock()
+        done = subprocess.run(
+            [sys.executable, "-c", LIVE_CHILD],
+            env={**os.environ, **nvml.environ, "CUDA_VISIBLE_DEVICES": "0"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    begin_s, end_s, energy_j, *_ = json.loads(done.stdout)
+    return abs(energy_j / true_joules(load.points, begin_s - origin_s, end_s - origin_s) - 1)
+
+
+# ---- report ----------------------------------------------------------------------------------------------------------
+
+
+def report(scenarios: int, seed: int, jobs: int, *, quick: bool) -> dict:
+    """The JSON object of this benchmark. `quick` leaves the live windows out."""
+    load = os.getloadavg() if hasattr(os, "getloadavg") else None
+    prepare()
+    table: list[dict] = []
+    metrics: dict[str, float | None] = {"scenarios": scenarios, "seed": seed}
+    with ProcessPoolExecutor(jobs, initializer=prepare) as pool:
+        for index, backend in enumerate(BACKENDS):
+            seeds = range(seed, seed + scenarios)
+            mine = list(rows(backend, list(pool.map(partial(play_numbered, index), seeds, chunksize=20))))
+            table += mine
+            for name in ("error_max_fraction", "coverage_fraction", "random_coverage_fraction"):
+                metrics[f"{backend.name}_{name}"] = mine[0][name]
+            metrics[f"{backend.name}_flagged_fraction"] = mine[1]["flagged_fraction"]
+    metrics["error_max_fraction"] = max(metrics[f"{backend.name}_error_max_fraction"] for backend in BACKENDS)
+    metrics["flagged_fraction"] = max(metrics[f"{backend.name}_flagged_fraction"] for backend in BACKENDS)
+    coverages = [metrics[f"{backend.name}_coverage_fraction"] for backend in BACKENDS]
+    metrics["coverage_fraction"] = max(coverages, key=lambda coverage: abs(coverage - 0.95))
+    metrics["host_sum_ratio"] = host_sum_ratio()
+    if not quick:
+        metrics["live_rapl_error_max_fraction"] = max(live_rapl(s) for s in range(seed, seed + 5))
+        metrics["live_nvidia_error_max_fraction"] = max(live_nvidia(s) for s in range(seed, seed + 5))
+    return {
+        "benchmark": "simulator",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()},
+        "load": load,
+        "versions": {
+            "negawatt": negawatt.__version__,
+            "python": platform.python_version(),
+            "nvidia-ml-py": version("nvidia-ml-py"),
+        },
+        "metrics": metrics,
+        "table": table,
+    }
+
+
+def play_numbered(index: int, seed: int) -> Outcome:
+    """One scenario of a backend by its place, so that it can be sent to another process."""
+    return play(BACKENDS[index], seed)
+
+
+def main() -> None:
+    """Print the result: JSON with --json, else a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--quick", action="store_true", help="leave the live windows out")
+    parser.add_argument("--scenarios", type=int, default=SCENARIOS, help=f"per backend ({SCENARIOS})")
+    parser.add_argument("--seed", type=int, default=20261124)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    options = parser.parse_args()
+    result = report(options.scenarios, options.seed, options.jobs, quick=options.quick)
+    if options.json:
+        json.dump(result, sys.stdout, indent=2)
+        print()
+        return
+    print(
+        f"{'sensor':<15} {'fault':<17} {'n':>5} {'flagged':>8} {'error p50':>9} {'max':>7} {'cover':>7} {'random':>7}"
+    )
+    for row in result["table"]:
+        shares = ("flagged", "error_p50", "error_max", "coverage", "random_coverage")
+        numbers = ["-" if row[f"{x}_fraction"] is None else f"{row[f'{x}_fraction']:.2%}" for x in shares]
+        print(
+            f"{row['backend']:<15} {row['fault']:<17} {row['n']:>5} {numbers[0]:>8} {numbers[1]:>9} {numbers[2]:>7} "
+            f"{numbers[3]:>7} {numbers[4]:>7}"
+        )
+    for name, value in result["metrics"].items():
+        print(f"{name} {value:.6g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -192,7 +192,7 @@ def test_a_double_die_is_named_in_the_reading(tmp_path: Path) -> None:
     start = probe.snapshot()
     simulation.advance(1.0, 50.0)
     assert probe.reading(start, probe.snapshot()).flags == (
-        "intel-rapl:1 shows the joules of intel-rapl:0 and is left out",
+        "intel-rapl:1 shows the same joules as intel-rapl:0 and is left out",
     )
 
 

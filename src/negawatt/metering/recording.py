@@ -9,6 +9,8 @@ from negawatt.core.errors import NegawattError, SensorError
 from negawatt.core.measurement import PowerPoint
 from negawatt.core.reading import Probe, Reading
 
+CURVE_S = 0.1
+"""Where no probe has to be folded, looks that follow one another faster than this add no point to the curve [s]."""
 CURVE_POINTS = 1024
 """A longer power curve is halved by merging neighbours, so a day-long window keeps a bounded one."""
 
@@ -26,7 +28,7 @@ class Recording:
 
     def __init__(self, probes: Sequence[Probe], clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._start_s = clock()
+        self._start_s = self._drawn_s = clock()
         self._end_s: float | None = None
         self._tracks = [_Track(probe, self._start_s) for probe in probes]
         self._error: NegawattError | None = None
@@ -57,6 +59,11 @@ class Recording:
         if self._error is not None or self._end_s is not None:
             return
         now_s = self._clock()
+        for track, state in zip(self._tracks, states, strict=True):
+            track.settle(state)
+        if now_s - self._drawn_s < CURVE_S and all(track.running for track in self._tracks):
+            return
+        self._drawn_s = now_s
         pairs = zip(self._tracks, states, strict=True)
         try:
             energy_j = sum(track.advance(now_s, state, tick_s).energy_j for track, state in pairs)
@@ -94,12 +101,19 @@ class Recording:
 
 
 class _Track:
-    """One probe: what was folded so far, and the state it was folded up to."""
+    """One probe: what was folded so far, and the state it was folded up to.
 
-    __slots__ = ("_folded", "_probe", "_since_s", "_state")
+    A probe may have two more members than its contract asks for: `running` says that its states carry a running total,
+    so that any two of them can be subtracted however far apart they are, and nothing is folded; `settled(start, later)`
+    gives a better start state, if the later one tells more about that moment.
+    """
+
+    __slots__ = ("_folded", "_probe", "_settled", "_since_s", "_state", "running")
 
     def __init__(self, probe: Probe, now_s: float) -> None:
         self._probe = probe
+        self.running: bool = getattr(probe, "running", False)
+        self._settled = getattr(probe, "settled", None)
         self._since_s = now_s
         self._folded: Reading | None = None
         self._state = snapshot(probe)
@@ -107,10 +121,15 @@ class _Track:
     def now(self) -> Reading:
         return self._until(snapshot(self._probe))
 
+    def settle(self, state: Any) -> None:  # noqa: ANN401 -- opaque but to the probe
+        """Replace the start state by a better one, where what was seen since then tells more about that moment."""
+        if self._settled is not None and self._folded is None:
+            self._state = self._settled(self._state, state)
+
     def advance(self, now_s: float, state: Any, tick_s: float) -> Reading:  # noqa: ANN401 -- opaque but to the probe
         """The reading up to now, folded if the probe cannot wait for another tick."""
         reading = self._until(state)
-        period_s = self._probe.period_s
+        period_s = None if self.running else self._probe.period_s
         # Folding only when due: every fold adds the error of two more edges.
         if period_s is not None and now_s + tick_s - self._since_s > period_s:
             self._folded, self._state, self._since_s = reading, state, now_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,12 @@ from negawatt.metering.select import Opened, fallback_last, open_best, open_name
 
 TICK_S = 1.0
 """Once a second is often enough for a curve that people look at [s]."""
+SHORTEST_TICK_S = 0.01
+"""No probe is looked at more often than this [s], ..."""
+LOOKS_PER_S, LOOKS = 10.0, 400.0
+"""... nor on average more often than this, but for so many looks at young windows that were saved up before."""
+POLL_FRACTION = 0.02
+"""Nor so often that it takes more than this part of the time: some drivers take milliseconds to answer."""
 
 
 class Meter:
@@ -30,14 +37,26 @@ class Meter:
         opened: sensors; `Meter.open` and `Meter.of` open them.
         clock: monotonic seconds, for the length of windows; a simulator brings its own.
         tick_s: longest time between two points of the power curve, where a window is polled at all [s].
+        background: whether a thread polls; without it, a simulator calls `poll`.
     """
 
     def __init__(
-        self, opened: Opened, clock: Callable[[], float] = time.perf_counter, *, tick_s: float = TICK_S
+        self,
+        opened: Opened,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        tick_s: float = TICK_S,
+        background: bool = True,
     ) -> None:
         self._opened = opened
         self._clock = clock
         self._tick_s = tick_s
+        self._background = background
+        self._period_s = min((p.period_s for p in opened.probes if p.period_s is not None), default=math.inf)
+        self._look_fraction = min((getattr(p, "look_fraction", math.inf) for p in opened.probes), default=math.inf)
+        self._looks = LOOKS
+        self._poll_cost_s = 0.0
+        self._polled_s = clock()
         self._lock = threading.RLock()
         self._recordings: list[Recording] = []
         self._poller: _Poller | None = None
@@ -108,9 +127,11 @@ class Meter:
                 raise UsageError("this meter is closed", "its sensors are no longer read", "open another Meter")
             recording = Recording(self._opened.probes, self._clock)
             self._recordings.append(recording)
-            periods = [probe.period_s for probe in self._opened.probes if probe.period_s is not None]
-            if periods and self._poller is None:
-                self._poller = _Poller(self._poll, min(*periods, self._tick_s))
+            if self._background and min(self._period_s, self._look_fraction) < math.inf:
+                if self._poller is None:
+                    self._poller = _Poller(self.poll, lambda: self.poll_s)
+                elif self._look_fraction < math.inf:
+                    self._poller.hurry()
         return Window(recording, self._lock, self._end)
 
     def close(self) -> None:
@@ -127,17 +148,34 @@ class Meter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _poll(self, tick_s: float) -> None:
-        """Read every probe once and show the result to every open window."""
+    @property
+    def poll_s(self) -> float:
+        """How long to wait after a `poll` [s]: the shorter, the younger the youngest open window is.
+
+        A probe may have a member `look_fraction`: it wants to be read again after that part of a window's age, so that
+        what happens between two looks is a small part of the window, however short that is.
+        """
+        with self._lock:
+            youngest_s = min((recording.time_s for recording in self._recordings), default=math.inf)
+        young_s = youngest_s * self._look_fraction if self._look_fraction < math.inf else math.inf
+        shortest_s = SHORTEST_TICK_S if self._looks >= 1 else 1 / LOOKS_PER_S
+        return min(max(young_s, shortest_s, self._poll_cost_s / POLL_FRACTION), self._tick_s, self._period_s)
+
+    def poll(self) -> None:
+        """Read every probe once and show the result to every open window: what the background thread does."""
         with self._lock:
             if not self._recordings:
                 return
+            tick_s, begin_s = self.poll_s, self._clock()
+            self._looks = min(LOOKS, self._looks + (begin_s - self._polled_s) * LOOKS_PER_S) - 1
+            self._polled_s = begin_s
             try:
                 states = [snapshot(probe) for probe in self._opened.probes]
             except NegawattError as error:
                 for recording in self._recordings:
                     recording.failed(error)  # raised where the window is read or stopped
                 return
+            self._poll_cost_s = self._clock() - begin_s
             for recording in self._recordings:
                 recording.advance(states, tick_s)
 
@@ -160,19 +198,30 @@ class Meter:
 class _Poller:
     """The background thread of a meter with open windows."""
 
-    def __init__(self, poll: Callable[[float], None], tick_s: float) -> None:
+    def __init__(self, poll: Callable[[], None], wait_s: Callable[[], float]) -> None:
         self._poll = poll
-        self._tick_s = tick_s
-        self._end = threading.Event()
+        self._wait_s = wait_s
+        self._wake = threading.Event()
+        self._ended = False
         self._thread = threading.Thread(target=self._run, name="negawatt-meter", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._end.wait(self._tick_s):
-            self._poll(self._tick_s)
+        polled_s = time.monotonic()
+        while not self._ended:
+            if self._wake.wait(max(0.0, polled_s + self._wait_s() - time.monotonic())):
+                self._wake.clear()
+            else:
+                self._poll()
+                polled_s = time.monotonic()
+
+    def hurry(self) -> None:
+        """Ask anew how long to wait: a window was opened."""
+        self._wake.set()
 
     def stop(self) -> None:
-        self._end.set()
+        self._ended = True
+        self._wake.set()
         self._thread.join()
 
 

@@ -10,19 +10,25 @@ Nothing in negawatt imports this package, and it imports pytest only inside the 
 """
 
 from negawatt.testing.contracts import LeverContract, PlacementContract, SensorContract, WorkloadContract
-from negawatt.testing.nvml import FakeGpu, FakeNvml
+from negawatt.testing.load import Load, random_load
+from negawatt.testing.nvml import SimulatedGpu, SimulatedNvml, SimulatedSlice
 from negawatt.testing.powercap import SimulatedPowercap
+from negawatt.testing.reference import true_joules
 from negawatt.testing.scripted import ManualClock, PlainContext, ScriptedSensor
 
 __all__ = [
-    "FakeGpu",
-    "FakeNvml",
     "LeverContract",
+    "Load",
     "ManualClock",
     "PlacementContract",
     "PlainContext",
     "ScriptedSensor",
     "SensorContract",
+    "SimulatedGpu",
+    "SimulatedNvml",
     "SimulatedPowercap",
+    "SimulatedSlice",
     "WorkloadContract",
+    "random_load",
+    "true_joules",
 ]

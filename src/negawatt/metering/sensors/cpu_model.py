@@ -23,7 +23,7 @@ from negawatt.core.errors import SensorError
 from negawatt.core.host import Host
 from negawatt.core.reading import Reading, SensorInfo, Source
 from negawatt.hardware.host import this_host
-from negawatt.hardware.processes import busy_s
+from negawatt.hardware.processes import busy_s, host_cpus
 from negawatt.metering.processor import Processor, recognise
 
 IDLE_FRACTION = 0.158
@@ -152,7 +152,7 @@ class CpuModelSensor:
     def open(self) -> Sequence[CpuModelProbe]:
         """One probe."""
         tick_s = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 1 / 64
-        cpus = self._cpus or os.cpu_count() or 1
+        cpus = self._cpus or host_cpus()
         probe = CpuModelProbe(recognise(self._host or this_host(), cpus), cpus, tick_s, self._read)
         probe.snapshot()
         return [probe]

@@ -24,6 +24,8 @@ REFRESH_S = 1e-3
 """The counters are brought up to date about every millisecond (Intel SDM vol. 3B, "Package RAPL Domain")."""
 LATE_S = 0.01
 """A counter that has not moved for ten refreshes is late."""
+LOOK_FRACTION = 1 / 100
+"""A counter that freezes between two looks has lost at most 1 % of the window before it is noticed."""
 LIMIT_W = 2000.0
 """Above any processor package sold today; fixes how often a wrap has to be looked for."""
 GAIN_SD_FRACTION = 0.05
@@ -56,6 +58,7 @@ class RaplProbe:
     """One zone's counter. Its states carry a running total, so that any two of them can be subtracted."""
 
     running = True
+    look_fraction = LOOK_FRACTION
 
     def __init__(self, zone: _Zone, counter: Counter, tdp_w: float, read: _Read, clock: Callable[[], float]) -> None:
         self.scope = zone.scope
