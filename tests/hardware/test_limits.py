@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from negawatt.hardware import limits as limits_module
 from negawatt.hardware.limits import cpu_limits
 
 
@@ -20,7 +21,7 @@ def tree(root: Path, **files: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def _big_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(limits_module, "host_cpus", lambda: 64)
 
 
 def test_no_limits_where_nothing_sets_any(tmp_path: Path) -> None:

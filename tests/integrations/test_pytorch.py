@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import negawatt
 from negawatt.core.errors import UsageError
 from negawatt.integrations.pytorch import meter_training
 from negawatt.testing import ManualClock
@@ -50,6 +51,16 @@ def test_steps_and_samples_are_counted(model: Any, clock: ManualClock, records) 
     assert [(record["name"], record["energy_per_work_j"]) for record in records()] == [
         ("fit", pytest.approx({"step": 20.0, "sample": 2.5}))
     ]
+
+
+def test_something_else_than_an_optimizer_leaves_no_run_behind(clock: ManualClock) -> None:
+    """What cannot be followed is an error at once, and the run that was begun for it is over."""
+    with pytest.raises(AttributeError, match="register_step_post_hook"), meter_training(object()):  # type: ignore[arg-type]
+        pass
+    with negawatt.meter("alone") as m:
+        clock.advance(1.0)
+    assert m.attribution is not None
+    assert m.attribution.runs == 1
 
 
 def test_all_optimizers_count(model: Any, clock: ManualClock) -> None:

@@ -345,6 +345,42 @@ def test_a_folder_on_a_share_is_left_to_another_host(tmp_path, path, monkeypatch
         assert [r.body for r in ledger.records()] == [{"i": 1}]
 
 
+def test_a_long_file_is_ended_and_another_begun(path, spool, monkeypatch):
+    """What a server spools for months is in files of a bounded length; merged, they go while it lives."""
+    monkeypatch.setattr("negawatt.ledger.spool.FILE_BYTES", 1000)
+    key = spool.open_run("run", {"n": "open"})
+    for number in range(20):
+        spool.put("run", {"n": number, "filling": "x" * 200})
+        spool.flush()
+    assert len(list(spool.folder.glob("*.jsonl"))) > 3
+    assert len(list(spool.folder.glob("*.open"))) == 1
+    assert [record.body["n"] for record in merged(path)] == list(range(20))
+    assert len(list(spool.folder.glob("*.jsonl"))) == 1
+    spool.finish(key, {"n": "done"})
+    spool.close()
+    assert [record.body["n"] for record in merged(path)] == [*range(20), "done"]
+
+
+def test_a_file_that_cannot_be_followed_by_another_goes_on(path, spool, monkeypatch, caplog):
+    """Where no second file can be made, the first one grows, and nothing is written twice or lost."""
+    spool.open_run("run", {"n": "open"})
+    spool.flush()
+    monkeypatch.setattr("negawatt.ledger.spool.FILE_BYTES", 1)
+    (first,) = spool.folder.glob("*.jsonl")
+
+    def refuse(folder):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("negawatt.ledger.spoolfile.SpoolFile.make", refuse)
+        for number in range(3):
+            spool.put("run", {"n": number})
+            spool.flush()
+    assert len(first.read_text().splitlines()) == 4
+    assert "grows long: No space left" in caplog.text
+    assert [record.body["n"] for record in merged(path)] == [0, 1, 2]
+
+
 def test_one_spool_per_process_and_ledger(path, tmp_path, monkeypatch):
     """`shared_spool` gives the same spool for the same ledger, and follows NEGAWATT_LEDGER."""
     monkeypatch.setenv("NEGAWATT_LEDGER", str(path))

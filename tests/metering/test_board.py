@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,8 +21,11 @@ from hypothesis import strategies as st
 
 from negawatt.core.reading import Probe
 from negawatt.hardware.limits import CpuLimits
-from negawatt.hardware.processes import ancestors, born, tree_cpu_s
+from negawatt.hardware.processes import ancestors, born, host_cpus, tree_cpu_s
+from negawatt.metering import attribute, boardfile
+from negawatt.metering.attribute import Attributor
 from negawatt.metering.board import Board
+from negawatt.metering.boardfile import BoardFile
 from negawatt.metering.session import Meter
 from negawatt.testing import ManualClock, ScriptedSensor
 
@@ -166,7 +171,7 @@ def test_a_deleted_board_is_noticed(tmp_path: Path) -> None:
     """A run that is not on the board any more is told so instead of getting a share of nothing."""
     bench = Bench(tmp_path / "board")
     bench.join("a", os.getpid())
-    (tmp_path / "board" / "board.json").unlink()
+    BoardFile(tmp_path / "board").path.unlink()
     assert bench.board.shares("a", bench.probes) is None
 
 
@@ -174,7 +179,7 @@ def test_a_reset_counter_costs_the_board_only_its_slice(tmp_path: Path) -> None:
     """A state that cannot be continued from starts afresh."""
     bench = Bench(tmp_path / "board")
     bench.join("a", os.getpid())
-    path = tmp_path / "board" / "board.json"
+    path = BoardFile(tmp_path / "board").path
     doc = json.loads(path.read_text())
     doc["scopes"][bench.scope]["state"] = "from another version"
     path.write_text(json.dumps(doc))
@@ -281,3 +286,147 @@ def test_four_processes_answer_for_the_host_once(tmp_path: Path) -> None:
     assert sum(host_j for host_j, *_ in results) > 2.5 * parts_j  # what adding up their readings would give
     assert all(runs == 4 for *_, runs, _ in results)
     assert sum(process_j for *_, process_j in results) < 1.02 * host.energy_j
+
+
+def test_runs_inside_a_run_that_ended_are_inside_of_the_next_one(tmp_path: Path, pids: list[int]) -> None:
+    """When the run in the middle ends, what is inside it stays a part of the outermost, and takes none from others."""
+    outer, middle, inner, other = pids
+    bench = Bench(tmp_path / "board", above={middle: [outer], inner: [middle, outer]})
+    for key, pid in (("outer", outer), ("other", other), ("middle", middle), ("inner", inner)):
+        bench.join(key, pid)
+    assert bench.fraction("middle", leave=True) >= 0
+    before = bench.fraction("other")
+    bench.clock.advance(10.0)
+    bench.cpu_s |= {outer: 4.0, inner: 4.0, other: 4.0}  # the outer tree's time holds the inner one's
+    assert (bench.fraction("outer"), bench.fraction("other")) == pytest.approx((0.5, 0.5), abs=0.01)
+    assert before == pytest.approx(0.5, abs=0.01)
+
+
+def test_edges_close_together_read_no_cpu_times(tmp_path: Path, pids: list[int]) -> None:
+    """A hundred edges within a tick of each other cost no more reads than one, and the parts still add up."""
+    bench = Bench(tmp_path / "board")
+    reads: list[int] = []
+    bench.board._cpu_s = lambda pid: reads.append(pid) or bench.cpu_s.get(pid, 0.0)  # type: ignore[func-returns-value]
+    for pid in pids:
+        bench.join(str(pid), pid)
+    bench.clock.advance(1.0)
+    bench.cpu_s |= {pids[0]: 1.0}
+    bench.fraction(str(pids[0]))
+    reads.clear()
+    for _ in range(100):
+        bench.clock.advance(1e-4)
+        bench.fraction(str(pids[1]))
+    assert reads == []
+    assert sum(bench.fraction(str(pid)) for pid in pids) == pytest.approx(1.0)
+    assert bench.fraction(str(pids[0])) > 0.99
+
+
+@pytest.mark.parametrize("text", ['{"v": 2}', "[]", "null", '{"tim', '{"format": 1, "runs": {}}', "\xff"])
+def test_a_damaged_board_is_begun_anew(tmp_path: Path, text: str) -> None:
+    """Half a file, or one of another kind, keeps no run from starting, and the next ones share again."""
+    bench = Bench(tmp_path / "board")
+    bench.join("lost", os.getpid())
+    BoardFile(tmp_path / "board").path.write_text(text, encoding="latin-1")
+    bench.join("a", os.getpid())
+    bench.join("b", os.getpid())
+    bench.clock.advance(10.0)
+    assert (bench.fraction("a"), bench.fraction("b")) == pytest.approx((0.5, 0.5))
+    assert bench.board.shares("lost", bench.probes) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_forked_at_a_bad_moment_holds_no_lock(tmp_path: Path) -> None:
+    """A fork in the middle of a change gives the child a copy of the lock, which must not keep others waiting."""
+    board = BoardFile(tmp_path / "board")
+    with board.locked():
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with BoardFile(tmp_path / "board").locked():
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_stopped_process_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever was stopped with the board in its hands costs the others their shares, not their time."""
+    monkeypatch.setattr(boardfile, "WAIT_S", 0.05)
+    attributor = Attributor("a", [], board=Board(tmp_path / "board"))
+    with BoardFile(tmp_path / "board").locked():
+        attributor.update()
+        assert "another process holds" in attributor.attribution([]).rule
+        attributor.update(leave=True)
+
+
+def test_a_full_disk_leaves_the_board_as_it_was(tmp_path: Path) -> None:
+    """What could not be written whole is not put in the place of what was there."""
+    board = BoardFile(tmp_path / "board")
+    with board.locked() as doc:
+        doc["kept"] = 1
+    code = f"""
+        import resource
+        from pathlib import Path
+        from negawatt.metering.boardfile import BoardFile
+        import signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        try:
+            with BoardFile(Path({str(tmp_path / "board")!r})).locked() as doc:
+                doc["more"] = "x" * 1000
+        except OSError:
+            print("said")
+    """
+    said = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True)
+    assert said.stdout == "said\n"
+    with board.locked() as doc:
+        assert doc == {"kept": 1}
+
+
+def test_cpu_times_that_are_hidden_leave_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the host's CPU time cannot be read, what the process caused is unknown, and nothing else."""
+
+    def masked() -> float:
+        raise PermissionError("masked")
+
+    monkeypatch.setattr(attribute, "busy_s", masked)
+    bench = Bench(tmp_path / "board")
+    attributor = Attributor("a", bench.probes, board=bench.board)
+    state = bench.probes[0].snapshot()
+    bench.clock.advance(10.0)
+    attributor.update(leave=True)
+    part = attributor.attribution([bench.probes[0].reading(state, bench.probes[0].snapshot())])
+    assert (part.energy_j, part.process_j) == (pytest.approx(1000.0), None)
+
+
+def test_cpus_are_those_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python is told to believe of the number of CPUs (PYTHON_CPU_COUNT) changes no joules."""
+    before = host_cpus()
+    monkeypatch.setattr(os, "cpu_count", lambda: 1000)
+    assert host_cpus() == before
+
+
+def test_many_who_wait_for_their_turn_all_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the queue is, nobody gives up while it moves: whoever did would answer for the whole host."""
+    monkeypatch.setattr(boardfile, "WAIT_S", 0.2)
+    failed: list[OSError] = []
+
+    def take_turns() -> None:
+        try:
+            for _ in range(4):
+                with BoardFile(tmp_path / "board").locked() as doc:
+                    time.sleep(0.02)
+                    doc["turns"] = doc.get("turns", 0) + 1
+        except OSError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=take_turns) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    with BoardFile(tmp_path / "board").locked() as doc:
+        assert doc == {"turns": 32}

@@ -309,6 +309,19 @@ def test_the_login_may_come_from_netrc(tmp_path: Path, bmc: FakeBmc) -> None:
         BmcAddress.of(environ)
 
 
+def test_a_user_without_a_home_has_no_netrc(bmc: FakeBmc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a home there is no ~/.netrc to look for; that is said when it is what the login hangs on."""
+
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    url = bmc.environ["NEGAWATT_REDFISH_URL"]
+    with pytest.raises(UsageError, match=r"netrc cannot be read \(Could not determine home"):
+        BmcAddress.of({"NEGAWATT_REDFISH_URL": url})
+    assert BmcAddress.of(dict(bmc.environ)) is not None
+
+
 def test_the_certificate_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown certificate is refused, one that was named is taken, and checking can be switched off."""
     pem = tmp_path / "bmc.pem"

@@ -120,7 +120,8 @@ def _parts(found: Found[Any], look: Callable[[Any], Part]) -> tuple[Part, ...]:
 
 def _sensor(sensor: Sensor, host: Host) -> Part:
     """A sensor is ready if all it opens can be read now."""
-    info, reason = sensor.info, sensor.available(host)
+    reason = sensor.available(host)
+    info = sensor.info  # asked for after: some sensors know only then how they measure here
     scopes: tuple[str, ...] = ()
     if not reason:
         try:

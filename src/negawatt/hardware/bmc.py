@@ -84,12 +84,12 @@ def _login(environ: Mapping[str, str], host: str) -> tuple[str, str]:
     """User and password, from the environment or ~/.netrc."""
     if environ.get(USER):
         return environ[USER], environ.get(PASSWORD, "")
-    file = Path(environ.get("NETRC") or Path.home() / ".netrc")
-    if not file.exists():
-        return "", ""
+    file = Path(environ.get("NETRC") or "~/.netrc")
     try:
-        found = netrc.netrc(file).authenticators(host)
-    except (OSError, netrc.NetrcParseError) as error:
+        found = netrc.netrc(file.expanduser()).authenticators(host)
+    except FileNotFoundError:
+        return "", ""
+    except (OSError, RuntimeError, netrc.NetrcParseError) as error:  # RuntimeError: a user without a home
         raise UsageError(
             f"{file} cannot be read ({error})",
             "it may hold the BMC's password",

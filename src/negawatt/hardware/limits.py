@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from negawatt.hardware.processes import host_cpus
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuLimits:
@@ -41,12 +43,12 @@ def cpu_limits(root: Path = Path("/"), environ: Mapping[str, str] | None = None)
         environ: environment variables; None: those of this process.
     """
     environ = os.environ if environ is None else environ
-    host_cpus = os.cpu_count() or 1
+    whole = host_cpus()
     cpus = _cpuset(root)
     if "SLURM_JOB_ID" in environ and hasattr(os, "sched_getaffinity"):
-        cpus = frozenset(os.sched_getaffinity(0)) & (cpus or frozenset(range(host_cpus)))
+        cpus = frozenset(os.sched_getaffinity(0)) & (cpus or frozenset(range(whole)))
     return CpuLimits(
-        cpus=cpus if len(cpus) < host_cpus else frozenset(), quota=min(_quotas(root), default=None), host_cpus=host_cpus
+        cpus=cpus if len(cpus) < whole else frozenset(), quota=min(_quotas(root), default=None), host_cpus=whole
     )
 
 

@@ -7,7 +7,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-_PROC = Path("/proc")
 _LINUX = sys.platform == "linux"
 
 
@@ -41,6 +40,17 @@ def busy_s() -> float:
 
     times = psutil.cpu_times()
     return float(sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq")))
+
+
+def host_cpus() -> int:
+    """Logical CPUs that `busy_s` counts. Not `os.cpu_count()`, which PYTHON_CPU_COUNT or musl's affinity may lower."""
+    if _LINUX:
+        try:
+            lines = Path("/proc/stat").read_bytes().splitlines()
+            return sum(line.startswith(b"cpu") for line in lines) - 1 or 1
+        except OSError:
+            pass
+    return os.cpu_count() or 1
 
 
 def born(pid: int) -> float | None:
@@ -109,8 +119,7 @@ def _linux_tree_cpu_s(pid: int) -> float:
 def _stat(pid: int) -> list[bytes] | None:
     """The fields of /proc/PID/stat behind the name (the third is the first here); None if the process is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123 -- three times as fast as Path.open
-            return file.read(4096).rpartition(b")")[2].split()
+        return _head(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except OSError:
         return None
 
@@ -118,10 +127,18 @@ def _stat(pid: int) -> list[bytes] | None:
 def _children(pid: int) -> list[int]:
     found: list[int] = []
     try:
-        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 -- as above
+        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 -- three times as fast as Path.iterdir
         for thread in threads:
-            with open(f"/proc/{pid}/task/{thread}/children", "rb", buffering=0) as file:  # noqa: PTH123
-                found += [int(child) for child in file.read().split()]
+            found += map(int, _head(f"/proc/{pid}/task/{thread}/children").split())
     except OSError:  # it ended, or a kernel without CONFIG_PROC_CHILDREN: its own time still counts
         return found
     return found
+
+
+def _head(path: str) -> bytes:
+    """A small file of the kernel's; a process may have hundreds, and `open` takes twice as long. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 65536)
+    finally:
+        os.close(fd)

@@ -60,13 +60,13 @@ def meter_training(
         )
     training = Training(name, sensors=sensors, record=record, required=required)
     with ExitStack() as hooks:
-        for one in optimizer if isinstance(optimizer, Sequence) else (optimizer,):
-            inner = getattr(one, "optimizer", one)  # Accelerate, Fabric and others wrap it under this name
-            hooks.callback(inner.register_step_post_hook(lambda *_: training.did(1, "step")).remove)
-        if model is not None and count is not None:
-            hook = _counting(training, count)
-            hooks.callback(model.register_forward_pre_hook(hook, with_kwargs=True).remove)
         try:
+            for one in optimizer if isinstance(optimizer, Sequence) else (optimizer,):
+                inner = getattr(one, "optimizer", one)  # Accelerate, Fabric and others wrap it under this name
+                hooks.callback(inner.register_step_post_hook(lambda *_: training.did(1, "step")).remove)
+            if model is not None and count is not None:
+                hook = _counting(training, count)
+                hooks.callback(model.register_forward_pre_hook(hook, with_kwargs=True).remove)
             yield training
         except BaseException as error:
             training.stop(error)

@@ -119,8 +119,10 @@ class Training:
             return self.run
         self._guarded(wait_for_gpus)
         self.run = self._guarded(lambda: live.stop(error=error))
-        if self.run and self.run.fault:
+        if self.run and self.run.energy_j is None:
             self._say(self.run.fault)
+        elif self.run and self.run.fault:  # the joules are a part only, or those at the wall are missing
+            _log.warning("%s; %s", self.run, self.run.fault)
         elif self.run:
             _log.info("%s", self.run)
         return self.run

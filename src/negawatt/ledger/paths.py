@@ -5,15 +5,28 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from negawatt.core.errors import LedgerError
+
 
 def default_path() -> Path:
-    """The ledger of this user: $NEGAWATT_LEDGER, else `ledger.sqlite` in the user's state folder."""
-    named = os.environ.get("NEGAWATT_LEDGER")
-    if named:
-        return Path(named).expanduser()
-    from platformdirs import user_state_path
+    """The ledger of this user: $NEGAWATT_LEDGER, else `ledger.sqlite` in the user's state folder.
 
-    return user_state_path("negawatt", appauthor=False) / "ledger.sqlite"
+    Raises:
+        LedgerError: if the user has no home.
+    """
+    named = os.environ.get("NEGAWATT_LEDGER")
+    try:
+        if named:
+            return Path(named).expanduser()
+        from platformdirs import user_state_path
+
+        return user_state_path("negawatt", appauthor=False) / "ledger.sqlite"
+    except RuntimeError as error:
+        raise LedgerError(
+            f"no place for the ledger: {error}",
+            "what is measured would not be kept",
+            "name one: NEGAWATT_LEDGER=PATH",
+        ) from error
 
 
 def spool_folder(path: Path) -> Path:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 FLUSH_S = 2.0
 """At most so much time passes before what was put is on the disk [s]."""
+FILE_BYTES = 8_000_000
+"""A longer file is followed by another: a merge reads whole files, and those of a living process each time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,6 +319,11 @@ class Spool:
             self._file.append("".join(taken))
         if changed:
             self._file.set_open(states)
+        if self._file.bytes > FILE_BYTES:
+            try:
+                self._file = self._file.followed(states)
+            except OSError as error:
+                _warn(f"the spool {self._file.path} grows long: {error.strerror}")
 
 
 _SPOOLS: weakref.WeakSet[Spool] = weakref.WeakSet()

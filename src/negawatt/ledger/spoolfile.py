@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from negawatt.ledger import lines
 from negawatt.ledger.locks import try_lock
 from negawatt.ledger.origin import this_process
+
+_numbers = count()  # merges go by name, so that a process's records stay in its order
 
 
 class SpoolFile:
@@ -29,7 +32,10 @@ class SpoolFile:
         """A new file, locked before anybody else sees it. Raises OSError."""
         writer = this_process()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        names = (writer.machine_id, writer.boot_id, str(writer.pid), writer.start, os.urandom(4).hex())
+        names = (
+            writer.machine_id, writer.boot_id, str(writer.pid), writer.start, f"{next(_numbers):06}",
+            os.urandom(4).hex(),
+        )  # fmt: skip
         name = "-".join("".join(c if c.isalnum() else "_" for c in part[:40]) for part in names)
         path, part = folder / f"{name}.jsonl", folder / f"{name}.part"
         fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -54,6 +60,11 @@ class SpoolFile:
         """Whether somebody removed it: what is written now, nobody would find. Raises OSError."""
         return os.fstat(self._fd).st_nlink == 0
 
+    @property
+    def bytes(self) -> int:
+        """How long it is. Raises OSError."""
+        return os.fstat(self._fd).st_size
+
     def append(self, text: str) -> None:
         """Put whole lines on the disk. Raises OSError; then none of them is there."""
         before = os.fstat(self._fd).st_size
@@ -77,6 +88,25 @@ class SpoolFile:
             os.close(fd)
         part.rename(path)
         _sync_folder(path.parent)
+
+    def followed(self, states: Sequence[str]) -> SpoolFile:
+        """End this file and go on in a new one. Raises OSError; then nothing has changed.
+
+        Args:
+            states: what `set_open` was given.
+        """
+        new = SpoolFile.make(self._path.parent)
+        try:
+            new.set_open(states)  # in both for a moment, word for word: should this process die now, a merge takes one
+            self.set_open(())
+        except OSError:
+            with suppress(OSError):
+                new.set_open(())
+                new.end()
+            raise
+        with suppress(OSError):  # all in it is on the disk, and that its lock is free says the same
+            self.end()
+        return new
 
     def end(self) -> None:
         """Say that nothing follows, and let go of it. Raises OSError; it is let go of all the same."""

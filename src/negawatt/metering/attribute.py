@@ -31,14 +31,14 @@ class Attributor:
         self._probes = probes
         self._board = board or Board()
         self._pid = os.getpid()
-        self._cpu_s, self._busy_s = tree_cpu_s(self._pid), busy_s()
+        self._began = self._worked()
         self._shares: Shares | None = None
         self._unshared = ""
         self.parent = ""
         """Key of the nearest recorded run of a process above that this one is a part of, or ""."""
         try:
             self.parent = self._board.join(key, probes, recorded=recorded)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             self._unshared = f"{ALONE_RULE} ({error})"
 
     def update(self, *, leave: bool = False) -> None:
@@ -47,15 +47,15 @@ class Attributor:
         Args:
             leave: whether the run ends now; without it the run stays on the board for as long as its process lives.
         """
-        if self._unshared:
+        if self._unshared and not leave:
             return
         try:
             shares = self._board.shares(self._key, self._probes, leave=leave)
-        except (OSError, ValueError) as error:
-            self._unshared = f"{ALONE_RULE} ({error})"
+        except OSError as error:
+            self._unshared = self._unshared or f"{ALONE_RULE} ({error})"
             return
         if shares is None:
-            self._unshared = f"{ALONE_RULE} (the board was deleted)"
+            self._unshared = self._unshared or f"{ALONE_RULE} (the board was deleted)"
         self._shares = shares
 
     def attribution(self, readings: Sequence[Reading]) -> Attribution:
@@ -80,8 +80,16 @@ class Attributor:
     def _process_j(self, readings: Sequence[Reading]) -> float | None:
         """Processor joules by this process's part of the host's CPU time."""
         processors = [reading.energy_j for reading in readings if contains("cpu", reading.scope)]
-        if not processors:
+        now = self._worked()
+        if not processors or now is None or self._began is None:
             return None
-        worked_s = max(0.0, tree_cpu_s(self._pid) - self._cpu_s)
-        all_s = max(busy_s() - self._busy_s, worked_s)
+        worked_s = max(0.0, now[0] - self._began[0])
+        all_s = max(now[1] - self._began[1], worked_s)
         return sum(processors) * worked_s / all_s if all_s > 0 else 0.0
+
+    def _worked(self) -> tuple[float, float] | None:
+        """CPU time so far of this process with its children, and of the host [s]; None where that is hidden."""
+        try:
+            return tree_cpu_s(self._pid), busy_s()
+        except (OSError, LookupError, ValueError):  # a container that masks /proc/stat
+            return None

@@ -12,17 +12,18 @@ runs that were there:
 - a run inside another (`negawatt run -- torchrun ...` around ranks that meter themselves) takes its part of the
   outer run's, not of the host's.
 
-The file lies in shared memory, so containers with a /dev/shm of their own do not see one another, and neither do users.
+CPU times are read at most every `READ_S`, and more seldom where many runs make it dear; in between, a run is taken to
+go on as it did. So an edge costs a fraction of a millisecond, and the parts add up all the same.
+
+The file lies in shared memory. Containers with process numbers of their own do not see one another, nor do users.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,17 @@ from negawatt.core.errors import NegawattError
 from negawatt.core.reading import Probe
 from negawatt.hardware.limits import CpuLimits, this_process_limits
 from negawatt.hardware.processes import ancestors, born, tree_cpu_s
+from negawatt.metering.boardfile import BoardFile
 from negawatt.metering.recording import snapshot
 
 IDLE_WEIGHT_FRACTION = 1e-3
 """A run that used no CPU time weighs as much as a thousandth of a busy CPU, so that idle joules are split, too."""
+READ_S = 0.05
+"""CPU times count in ticks of 10 ms: read more often, they say nothing [s]."""
+READ_FRACTION = 0.02
+"""Nor are all of them read so often that it takes more than this part of the time."""
+UNKNOWN_CPUS = 1.0
+"""What a run is taken to use until its CPU time was read twice."""
 
 _Doc = dict[str, Any]
 
@@ -56,10 +64,10 @@ class Shares:
 
 
 class Board:
-    """The runs of one host. Every call reads the probes once and takes some 0.2 ms.
+    """The runs of one host. Every call reads the probes once.
 
     Args:
-        folder: where the file lies; None: `default_folder()`.
+        folder: where the file lies; None: `boardfile.default_folder()`.
         clock: monotonic seconds that all processes of the host share.
         cpu_s: CPU time of a process and its descendants [s].
         above: the processes above a process, the nearest first.
@@ -78,7 +86,7 @@ class Board:
         above: Callable[[int], Sequence[int]] = ancestors,
         limits: CpuLimits | None = None,
     ) -> None:
-        self._folder = folder or default_folder()
+        self._file = BoardFile(folder)
         self._clock = clock
         self._cpu_s = cpu_s
         self._ancestors = above
@@ -97,7 +105,7 @@ class Board:
             Key of the nearest recorded run that it is inside of, through the processes above this one; else "".
         """
         pid = os.getpid() if pid is None else pid
-        with self._locked() as doc:
+        with self._file.locked() as doc:
             self._split(doc, probes)
             runs, scopes = doc["runs"], doc["scopes"]
             parent = _above(runs, self._ancestors(pid)) if runs else ""
@@ -108,52 +116,76 @@ class Board:
                 "recorded": recorded,
                 "cpus": sorted(self._limits.cpus),
                 "quota": self._limits.quota,
-                "cpu_s": 0.0,
+                "cpu_s": None,
+                "read_s": 0.0,
+                "uses": UNKNOWN_CPUS,
                 "weights": {probe.scope: getattr(probe, "slice_fraction", 1.0) for probe in probes},
                 "since_j": {probe.scope: scopes[probe.scope]["energy_j"] for probe in probes},
                 "energy_j": {probe.scope: 0.0 for probe in probes},
                 "most": 1,
             }
-            self._mark(runs)
+            self._read(runs, [key for key, run in runs.items() if run["cpu_s"] is None], doc["time_s"])
             _count(runs)
             while parent and not runs[parent]["recorded"]:
-                parent = _outer(runs[parent], runs)
+                parent = runs[parent]["parent"]
             return str(parent)
 
     def shares(self, key: str, probes: Sequence[Probe], *, leave: bool = False) -> Shares | None:
-        """What a run answers for up to now; None if the board was lost meanwhile (deleted by somebody).
+        """What a run answers for up to now; None if it is not on the board (any more): somebody deleted that.
 
         Args:
             key: as it joined.
             probes: as it joined.
             leave: whether it ends now.
         """
-        with self._locked() as doc:
-            self._split(doc, probes)
-            cpus_fraction = self._cpus_fraction(doc["runs"])
-            run = doc["runs"].pop(key, None) if leave else doc["runs"].get(key)
+        with self._file.locked() as doc:
+            self._split(doc, probes, own=key)
+            runs = doc["runs"]
+            cpus_fraction = self._cpus_fraction(runs)
+            run = runs.get(key)
             if run is None:
                 return None
+            if leave:
+                _remove(runs, key)
             fractions = {}
             for scope, energy_j in run["energy_j"].items():
                 whole_j = doc["scopes"][scope]["energy_j"] - run["since_j"][scope]
                 fractions[scope] = min(1.0, energy_j / whole_j) if whole_j > 0 else 1 / run["most"]
             return Shares(fractions=fractions, runs=run["most"], cpus_fraction=cpus_fraction)
 
-    def _split(self, doc: _Doc, probes: Sequence[Probe]) -> None:
+    def _split(self, doc: _Doc, probes: Sequence[Probe], own: str = "") -> None:
         """Give the joules since the last time to the runs that were there."""
+        now_s = self._clock()
+        if not doc:
+            doc |= {"time_s": now_s, "all_read_s": now_s, "pause_s": READ_S, "scopes": {}, "runs": {}}
         runs = doc["runs"]
-        for key in [key for key, run in runs.items() if born(run["pid"]) != run["born"]]:
-            del runs[key]  # killed: what it answers for is in its last checkpoint
-        now_s, before_s = self._clock(), {key: run["cpu_s"] for key, run in runs.items()}
-        self._mark(runs)
-        worked_s = {key: max(0.0, run["cpu_s"] - before_s[key]) for key, run in runs.items()}
-        idle_s = IDLE_WEIGHT_FRACTION * max(1e-6, now_s - doc["time_s"])
+        if 0 <= now_s - doc["all_read_s"] < doc["pause_s"]:
+            self._read(runs, [own] if own in runs else [], now_s)
+        else:
+            for key in [key for key, run in runs.items() if born(run["pid"]) != run["born"]]:
+                _remove(runs, key)  # killed: what it answers for is in its last checkpoint
+            self._read(runs, list(runs), now_s)
+            doc["pause_s"] = max(READ_S, (self._clock() - now_s) / READ_FRACTION)
+            doc["all_read_s"] = now_s
+        slice_s = max(1e-6, now_s - doc["time_s"])
         doc["time_s"] = now_s
+        worked_s = {key: run["uses"] * slice_s for key, run in runs.items()}
         for probe in probes:
             energy_j = _advance(doc["scopes"], probe, fresh=not runs)
             pool_j = energy_j if probe.scope.startswith("gpu") else energy_j * self._cpus_fraction(runs)
-            _give(runs, probe.scope, pool_j, worked_s, idle_s)
+            _give(runs, probe.scope, pool_j, worked_s, IDLE_WEIGHT_FRACTION * slice_s)
+
+    def _read(self, runs: _Doc, keys: Sequence[str], now_s: float) -> None:
+        """Note how many CPUs some runs used since they were last read. A run alone needs not be told from others."""
+        for key in keys if len(runs) > 1 else ():
+            run = runs[key]
+            past_s = now_s - run["read_s"]
+            if run["cpu_s"] is not None and past_s < READ_S:
+                continue
+            cpu_s = self._cpu_s(run["pid"])
+            if run["cpu_s"] is not None:
+                run["uses"] = max(0.0, cpu_s - run["cpu_s"]) / past_s
+            run["cpu_s"], run["read_s"] = cpu_s, now_s
 
     def _cpus_fraction(self, runs: _Doc) -> float:
         """The part of the host's CPUs that the runs may use, all together."""
@@ -165,63 +197,6 @@ class Board:
         quotas = [run["quota"] or whole for run in runs.values()]
         return min(len(set().union(*sets)), max(quotas), whole) / whole
 
-    def _mark(self, runs: _Doc) -> None:
-        """Note the CPU time of all runs. A run without another needs none to be told from, and reading it is dear."""
-        if len(runs) > 1:
-            for run in runs.values():
-                run["cpu_s"] = self._cpu_s(run["pid"])
-
-    @contextmanager
-    def _locked(self) -> Iterator[_Doc]:
-        """The board's content while nobody else has it; what is changed is kept, whole or not at all."""
-        import fcntl
-
-        lock = _open_lock(self._folder)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            doc = self._load()
-            yield doc
-            part = f"{self._folder}/board.part"
-            with open(part, "wb", buffering=0) as file:  # noqa: PTH123 -- Path.open takes three times as long
-                file.write(json.dumps(doc).encode())
-            os.replace(part, f"{self._folder}/board.json")  # noqa: PTH105 -- the same
-        finally:
-            os.close(lock)
-
-    def _load(self) -> _Doc:
-        try:
-            with open(f"{self._folder}/board.json", "rb", buffering=0) as file:  # noqa: PTH123 -- the same
-                doc: _Doc = json.loads(file.read())
-        except FileNotFoundError:
-            return {"time_s": self._clock(), "scopes": {}, "runs": {}}
-        return doc
-
-
-def default_folder() -> Path:
-    """The folder that all processes of this user and boot share: $NEGAWATT_BOARD, else one in shared memory."""
-    named = os.environ.get("NEGAWATT_BOARD")
-    if named:
-        return Path(named)
-    import tempfile
-
-    memory = Path("/dev/shm")  # noqa: S108 -- a folder of its own there, checked for its owner
-    base = memory if os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
-    return base / f"negawatt-{os.getuid()}"
-
-
-def _open_lock(folder: Path) -> int:
-    """The lock file, in a folder of this user only. Raises PermissionError if it is somebody else's."""
-    flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        lock = os.open(f"{folder}/board.lock", flags, 0o600)
-    except FileNotFoundError:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        lock = os.open(f"{folder}/board.lock", flags, 0o600)
-    if os.stat(folder).st_uid != os.getuid():  # noqa: PTH116 -- as above
-        os.close(lock)
-        raise PermissionError(f"{folder} belongs to another user")
-    return lock
-
 
 def _advance(scopes: _Doc, probe: Probe, *, fresh: bool) -> float:
     """Bring a scope up to date and return its joules since the last time."""
@@ -231,10 +206,8 @@ def _advance(scopes: _Doc, probe: Probe, *, fresh: bool) -> float:
     if old is not None and not fresh:
         try:
             energy_j = probe.reading(from_json(type(state), old["state"]), state).energy_j
-        except (
-            NegawattError
-        ):  # a counter that was reset, or written down by another version: these joules are lost here,
-            # and the run's own window says so where it met the same
+        except NegawattError:
+            # A counter that was reset: these joules are lost here, and the run's own window says so if it met the same.
             energy_j = 0.0
     before_j = old["energy_j"] if old else 0.0
     scopes[probe.scope] = {"state": to_json(state), "energy_j": before_j + energy_j}
@@ -245,12 +218,15 @@ def _give(runs: _Doc, scope: str, energy_j: float, worked_s: Mapping[str, float]
     """Split one scope's joules among the outermost runs, and the part of each among the runs inside it."""
     gpu = scope.startswith("gpu")
     among = {key: run for key, run in runs.items() if scope in run["energy_j"]}
+    inside_of: dict[str, list[str]] = {}
+    for key in among:
+        inside_of.setdefault(_outer(key, runs, among), []).append(key)
 
     def weight(key: str) -> float:
         return float(among[key]["weights"][scope]) if gpu else worked_s[key] + idle_s
 
     def descend(parent: str, share_j: float) -> None:
-        inside = [key for key, run in among.items() if _outer(run, among) == parent]
+        inside = inside_of.get(parent)
         if not inside:
             return
         weights = {key: weight(key) for key in inside}
@@ -260,7 +236,7 @@ def _give(runs: _Doc, scope: str, energy_j: float, worked_s: Mapping[str, float]
         elif parent and not gpu:
             whole += max(0.0, worked_s[parent] - sum(worked_s[key] for key in inside))  # the outer run's own work
         for key in inside:
-            part_j = share_j * weights[key] / whole
+            part_j = share_j * (weights[key] / whole)
             among[key]["energy_j"][scope] += part_j
             descend(key, part_j)
 
@@ -276,13 +252,25 @@ def _above(runs: _Doc, ancestors: Sequence[int]) -> str:
     return ""
 
 
-def _outer(run: _Doc, among: Mapping[str, _Doc]) -> str:
-    """The run that this one is inside of, or "" if that is not on the board (any more)."""
-    return str(run["parent"]) if run["parent"] in among else ""
+def _remove(runs: _Doc, key: str) -> None:
+    """Take a run off; runs inside it are now inside of the one that it was inside of."""
+    gone = runs.pop(key)
+    for run in runs.values():
+        if run["parent"] == key:
+            run["parent"] = gone["parent"]
+    _count(runs)
+
+
+def _outer(key: str, runs: _Doc, among: Mapping[str, _Doc]) -> str:
+    """The nearest run that this one is inside of and that is among some, or ""."""
+    outer = runs[key]["parent"]
+    while outer and outer not in among:
+        outer = runs[outer]["parent"]
+    return str(outer)
 
 
 def _count(runs: _Doc) -> None:
     """Note for every run how many it shares with."""
-    beside = Counter(_outer(run, runs) for run in runs.values())
+    beside = Counter(run["parent"] for run in runs.values())
     for run in runs.values():
-        run["most"] = max(run["most"], beside[_outer(run, runs)])
+        run["most"] = max(run["most"], beside[run["parent"]])

@@ -69,7 +69,7 @@ class Calibration:
     scopes: tuple[str, ...]
     sensors: tuple[str, ...]
     offset_w: float
-    gain: float
+    gain: float  # W per W
     error_fraction: float
     error_sd_fraction: float
     n: int
@@ -247,24 +247,43 @@ def _names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def default_path() -> Path:
-    """Where calibrations are kept: $NEGAWATT_CALIBRATION, else `calibration.json` in the user's state folder."""
-    named = os.environ.get("NEGAWATT_CALIBRATION")
-    if named:
-        return Path(named).expanduser()
-    from platformdirs import user_state_path
+    """Where calibrations are kept: $NEGAWATT_CALIBRATION, else `calibration.json` in the user's state folder.
 
-    return user_state_path("negawatt", appauthor=False) / "calibration.json"
+    Raises:
+        UsageError: if the user has no home.
+    """
+    named = os.environ.get("NEGAWATT_CALIBRATION")
+    try:
+        if named:
+            return Path(named).expanduser()
+        from platformdirs import user_state_path
+
+        return user_state_path("negawatt", appauthor=False) / "calibration.json"
+    except RuntimeError as error:
+        raise UsageError(
+            f"no place for calibrations: {error}",
+            "joules at the wall rest on one",
+            "name one: NEGAWATT_CALIBRATION=PATH",
+        ) from error
 
 
 def kept(path: Path | None = None) -> tuple[Calibration, ...]:
     """All calibrations in a file; none if there is no file. Raises UsageError if it cannot be read or understood."""
-    path = path or default_path()
+    chosen = path is not None or "NEGAWATT_CALIBRATION" in os.environ
+    try:
+        path = path or default_path()
+    except UsageError:
+        if chosen:
+            raise
+        return ()
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return tuple(from_json(Calibration, one, f"{path}: calibration") for one in found["calibrations"])
     except FileNotFoundError:
         return ()
     except OSError as error:
+        if isinstance(error, PermissionError) and not chosen and not os.access(path.parent, os.X_OK):
+            return ()  # HOME is another user's, as in many a container: nothing can have been kept there by this one
         raise UsageError(
             f"{path} cannot be read ({error.strerror})",
             "what is kept there would be lost or left out unseen",

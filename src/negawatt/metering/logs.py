@@ -87,7 +87,7 @@ class WallColumns:
     power: str = ""
     energy: str = ""
     energy_unit: str = "Wh"
-    utc_offset_h: float | None = None
+    utc_offset_h: float | None = None  # h
 
 
 def write_metered(

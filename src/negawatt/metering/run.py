@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from negawatt.core.reading import Reading, Source, total, weakest
 from negawatt.core.run import Attribution, Run, Work
 from negawatt.hardware.host import this_host
 from negawatt.metering.attribute import Attributor
+from negawatt.metering.kept import Kept, log_error
 from negawatt.metering.session import Meter
 
 PULSE_S = 10.0
@@ -48,6 +49,7 @@ class LiveRun:
     Raises:
         NoMeterError, NeedsPrivilegeError, UsageError, ScopeMismatchError: as `Meter.open`.
         SensorError: if a sensor gives no reading.
+        LedgerError: if it is to be kept and there is no place for a ledger.
     """
 
     def __init__(
@@ -66,18 +68,22 @@ class LiveRun:
         self._ended: Run | None = None
         self._seen: tuple[Reading, ...] = ()
         self._pulse_at_s = FIRST_PULSE_S
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may stop a run that is just being stopped
+        self._work_lock = threading.RLock()
         self._started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._meter = meter or shared_meter(tuple(sensors))
-        outer = _current.get()
-        self._outer = outer if outer is not None and outer.here and outer.running else None
+        self._outer = _around()
         self._kept = Kept(name) if record else None
         self.key = self._kept.key if self._kept else f"{self._pid}-{os.urandom(4).hex()}"
+        self._attributor: Attributor | None = None
         try:
-            self._attributor = None if self._outer else Attributor(self.key, self._meter.probes, recorded=record)
+            if self._outer is None:
+                self._attributor = Attributor(self.key, self._meter.probes, recorded=record)
             self._window = self._meter.start()
-        except SensorError:
-            shared_meter.cache_clear()  # hardware that went away is looked for anew next time
+        except BaseException as error:
+            if isinstance(error, SensorError):
+                shared_meter.cache_clear()  # hardware that went away is looked for anew next time
+            self._never_was()
             raise
         _current.set(self)
         if self._kept or self._attributor:
@@ -139,11 +145,15 @@ class LiveRun:
         return self._at_the_wall(self.readings)
 
     def did(self, quantity: float, unit: str) -> None:
-        """Count useful work: `m.did(4096, "token")`. Raises ValueError if it is negative or not finite."""
-        work = Work(unit=unit, quantity=self._work.get(unit, 0.0) + quantity)
-        if quantity < 0:
-            raise ValueError(f"work is finite and not negative, got {quantity} {unit}")
-        self._work[unit] = work.quantity
+        """Count useful work: `m.did(4096, "token")`; from any thread, but a forked child's is not counted.
+
+        Raises ValueError if it is negative or not finite.
+        """
+        if not self.here:  # and its lock may be held for ever by a thread that was not forked
+            return
+        with self._work_lock:
+            done = Work(unit=unit, quantity=quantity).quantity + self._work.get(unit, 0.0)
+            self._work[unit] = Work(unit=unit, quantity=done).quantity
 
     def stop(self, *, error: BaseException | None = None) -> Run | None:
         """End the run, and keep it if it is recorded. Idempotent; raises nothing that would hide the user's work.
@@ -170,23 +180,28 @@ class LiveRun:
             _PULSE.remove(self)
             if _current.get() is self:
                 _current.set(self._outer)
-            with contextlib.suppress(NegawattError):  # kept by the window, and told in the run's fault
-                self._window.stop()
-            self._ended = self._now(leave=True, exit_code=exit_code, signal=signal, error=error)
-        if self._kept:
-            self._kept.finish(self._ended, self._window.power_curve)
-        return self._ended
+            try:
+                with contextlib.suppress(NegawattError):  # kept by the window, and told in the run's fault
+                    self._window.stop()
+                run = self._now(leave=True, exit_code=exit_code, signal=signal, error=error)
+            except BaseException:  # Ctrl-C at this very moment; the ledger has the last checkpoint
+                self._leave()
+                raise
+            if self._ended is None:  # else by a signal handler meanwhile
+                self._ended = run
+                if self._kept:
+                    self._kept.finish(run, self._window.power_curve)
+            return self._ended
 
     def discard(self) -> None:
-        """End the run as if it had never begun."""
+        """End the run as if it had never begun; nothing in a forked child, or when it is over."""
+        if not self.here:
+            return
         with self._lock:
-            _PULSE.remove(self)
-            if _current.get() is self:
-                _current.set(self._outer)
-            if self._kept:
+            if self._ended is None and self._kept:
                 self._kept.drop()
                 self._kept = None
-        self.stop()
+        self.end()
 
     def pulse(self) -> None:
         """Bring the board and the ledger up to date, if it is time."""
@@ -195,8 +210,8 @@ class LiveRun:
                 return
             self._pulse_at_s = min(2 * self.time_s, self.time_s + PULSE_S)
             run = self._now()
-        if self._kept:
-            self._kept.checkpoint(run)
+            if self._kept:  # under the lock: a run that has ended meanwhile has no checkpoints
+                self._kept.checkpoint(run)
 
     @property
     def parent(self) -> str:
@@ -211,6 +226,18 @@ class LiveRun:
         """Whether it is kept in the ledger."""
         return self._kept is not None
 
+    def _leave(self) -> None:
+        """Leave the board, whatever state the run is in."""
+        if self._attributor:
+            with contextlib.suppress(NegawattError):  # a sensor that failed: then the board forgets it with the process
+                self._attributor.update(leave=True)
+
+    def _never_was(self) -> None:
+        """Take back what was announced."""
+        self._leave()
+        if self._kept:
+            self._kept.drop()
+
     def _attribute(self, readings: Sequence[Reading], *, leave: bool = False) -> Attribution | None:
         if self._attributor is None:
             return None
@@ -219,9 +246,9 @@ class LiveRun:
         return self._attributor.attribution(readings) if readings else None
 
     def _at_the_wall(self, readings: Sequence[Reading]) -> tuple[float, float] | None:
-        from negawatt.metering.calibration import default_path, load
+        from negawatt.metering.calibration import load
 
-        if not readings or not default_path().exists():
+        if not readings:
             return None
         known = load(this_host(), self._meter.scopes, [sensor.name for sensor in self._meter.sensors])
         return known.wall_energy_j(readings, self.time_s) if known else None
@@ -240,13 +267,15 @@ class LiveRun:
             wall_j, wall_sd_j = self._at_the_wall(readings) or (None, None)
         except NegawattError as failed:
             fault = fault or str(failed)
+        with self._work_lock:
+            work = tuple(Work(unit=unit, quantity=quantity) for unit, quantity in self._work.items())
         return Run(
             name=self.name,
             started_utc=self._started_utc,
             time_s=self.time_s,
             readings=readings,
             attribution=self._attribute(readings, leave=leave),
-            work=tuple(Work(unit=unit, quantity=quantity) for unit, quantity in self._work.items()),
+            work=work,
             argv=self._argv,
             exit_code=exit_code,
             signal=signal,
@@ -260,57 +289,25 @@ class LiveRun:
         )
 
 
-class Kept:
-    """A run's place in the ledger. A ledger that cannot be written is logged: the user's work goes on."""
-
-    def __init__(self, name: str) -> None:
-        from negawatt.ledger.spool import shared_spool
-
-        self._spool = shared_spool()
-        self.key = self._spool.open_run("run", {"name": name}, workload=name)
-
-    def checkpoint(self, run: Run) -> None:
-        """Note how it stands."""
-        self._tell(lambda: self._spool.checkpoint(self.key, run.summary(), energy_j=run.energy_j, source=_source(run)))
-
-    def finish(self, run: Run, curve: Sequence[PowerPoint]) -> None:
-        """Note how it ended."""
-        points = [(point.time_s, point.power_w) for point in curve]
-        self._tell(
-            lambda: self._spool.finish(
-                self.key, run.summary(), energy_j=run.energy_j, source=_source(run), power_curve=points
-            )
-        )
-
-    def drop(self) -> None:
-        """Forget it."""
-        self._tell(lambda: self._spool.drop(self.key))
-
-    def _tell(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except NegawattError as error:
-            import logging
-
-            logging.getLogger("negawatt").error("run %s is not kept: %s", self.key, error)  # noqa: TRY400 -- no bug
-
-
-def _source(run: Run) -> str:
-    return str(run.source or "")
-
-
 @cache
 def shared_meter(names: tuple[str, ...]) -> Meter:
     """One meter per process and choice of sensors, so that looking for sensors is paid once. Raises as `Meter.open`."""
     return Meter.open(names=names)
 
 
+def _around() -> LiveRun | None:
+    """The innermost run of this process and context that goes on; those inside it may have ended elsewhere."""
+    run = _current.get()
+    while run is not None and not (run.here and run.running):
+        run = run._outer  # noqa: SLF001 -- this module's own
+    return run
+
+
 class _Pulse:
     """The background thread that brings the runs of this process up to date, while there are any."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._more = threading.Event()
+        self._lock = threading.RLock()
         self._runs: list[LiveRun] = []
         self._thread: threading.Thread | None = None
 
@@ -318,8 +315,13 @@ class _Pulse:
         with self._lock:
             self._runs.append(run)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._beat, name="negawatt-runs", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._beat, name="negawatt-runs", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no more threads, or the interpreter is on its way out
+                    log_error("%s is not brought up to date while it goes on: %s", run.name, error)
+                else:
+                    self._thread = thread
 
     def remove(self, run: LiveRun) -> None:
         with self._lock:
@@ -335,7 +337,10 @@ class _Pulse:
                     self._thread = None
                     return
             for run in runs:
-                run.pulse()
+                try:
+                    run.pulse()
+                except Exception as error:  # noqa: BLE001 -- logged; the other runs still have to be kept
+                    log_error("%s was not brought up to date: %s: %s", run.name, type(error).__name__, error)
 
 
 _PULSE = _Pulse()

@@ -36,7 +36,7 @@ class FakeAmdGpu:
     uuid: str = "GPU-00000000000000a1"
     hip_id: int | None = 0
     model: str = "AMD Instinct MI300X"
-    counter_factor: float | None = 1.0
+    counter_factor: float | None = 1.0  # of the true joules
     power: str = "current"
     second_die: bool = False
     power_w: float = 100.0

@@ -70,7 +70,7 @@ class BmcState:
     time_s: float
     power_w: float
     power_j: float
-    variance_j2: float
+    variance_j2: float  # J^2
     late_s: float
     count_mj: int
     refresh_s: float

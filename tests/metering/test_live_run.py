@@ -13,13 +13,14 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
 
 import negawatt
 from negawatt.core import registry
-from negawatt.core.errors import SensorError, UsageError
+from negawatt.core.errors import LedgerError, SensorError, UsageError
 from negawatt.core.run import Run
 from negawatt.hardware.host import this_host
 from negawatt.ledger.store import Ledger
@@ -302,3 +303,171 @@ def test_one_thread_follows_all_runs_and_ends(clock: ManualClock, monkeypatch: p
     while any(t.name == "negawatt-runs" for t in threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(thread.name == "negawatt-runs" for thread in threading.enumerate())
+
+
+def test_work_is_counted_from_many_threads(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No unit of work is lost when threads count at the same time, while the run is brought up to date."""
+    run = LiveRun("server")
+    switch_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def work(name: int) -> None:
+        for number in range(2000):
+            run.did(1, "request")
+            run.did(1, f"{name}-{number % 50}")
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            monkeypatch.setattr(run, "_pulse_at_s", 0.0)
+            run.pulse()
+    finally:
+        sys.setswitchinterval(switch_s)
+    ended = run.stop()
+    assert ended is not None
+    assert {work.unit: work.quantity for work in ended.work}["request"] == 8000
+
+
+def test_a_run_is_inside_the_nearest_one_that_goes_on(clock: ManualClock) -> None:
+    """A run that was ended by another thread does not hide the one around it from the next."""
+    outer, inner = LiveRun("outer"), LiveRun("inner")
+    thread = threading.Thread(target=inner.stop)
+    thread.start()
+    thread.join()
+    following = LiveRun("next")
+    clock.advance(1.0)
+    following.stop()
+    ended = outer.stop()
+    assert following.attribution is None
+    assert ended is not None
+    assert ended.attribution is not None
+    assert ended.attribution.runs == 1
+
+
+def test_a_run_that_could_not_begin_leaves_nothing(
+    clock: ManualClock, ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sensor that fails at the start leaves no ghost that takes joules from others, and no record."""
+
+    def fails() -> None:  # after the run has joined the board
+        raise SensorError("gone", "why", "fix")
+
+    monkeypatch.setattr(shared_meter(()), "start", fails)
+    with pytest.raises(SensorError, match="gone"):
+        LiveRun("never", record=True)
+    with negawatt.meter("alone") as m:
+        clock.advance(10.0)
+    assert m.attribution is not None
+    assert m.attribution.runs == 1
+    assert recorded(ledger) == []
+
+
+def test_ctrl_c_while_a_run_ends_leaves_no_ghost(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted in the middle of its end, a run stops sharing all the same."""
+    run = LiveRun("interrupted")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt("now")
+
+    monkeypatch.setattr(run._window, "stop", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        run.stop()
+    with negawatt.meter("alone") as m:
+        clock.advance(10.0)
+    assert m.attribution is not None
+    assert m.attribution.runs == 1
+
+
+def test_a_signal_handler_may_stop_the_run_that_is_being_stopped(
+    clock: ManualClock, ledger: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SIGTERM in the middle of `stop`, with a handler that stops as well: one record, no deadlock, no complaint."""
+    run = LiveRun("terminated", record=True)
+    stop = run._window.stop
+
+    def signalled() -> object:
+        monkeypatch.setattr(run._window, "stop", stop)
+        run.stop()
+        return stop()
+
+    monkeypatch.setattr(run._window, "stop", signalled)
+    run.stop()
+    assert [body["name"] for body in recorded(ledger)] == ["terminated"]
+    assert not caplog.records
+
+
+def test_one_run_that_fails_does_not_keep_the_others_from_being_kept(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The background thread outlives whatever one run raises, and says so."""
+    monkeypatch.setattr(run_module, "FIRST_PULSE_S", 0.01)
+    pulsed = threading.Event()
+
+    def broken() -> None:
+        raise RuntimeError("odd")
+
+    one, other = (copy_context().run(LiveRun, name) for name in ("one", "other"))  # side by side
+    monkeypatch.setattr(one, "pulse", broken)
+    monkeypatch.setattr(other, "pulse", pulsed.set)
+    assert pulsed.wait(20)
+    one.stop()
+    other.stop()
+    assert "one was not brought up to date: RuntimeError: odd" in caplog.text
+
+
+def test_a_run_goes_on_where_no_thread_can_be_started(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the limit of threads, or when the interpreter is on its way out, a run still gives its joules."""
+    monkeypatch.setattr(run_module, "_PULSE", run_module._Pulse())
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        run = LiveRun("tight")
+    clock.advance(1.0)
+    ended = run.stop()
+    assert ended is not None
+    assert ended.energy_j == 10.0
+    assert "tight is not brought up to date" in caplog.text
+
+
+def test_a_user_without_a_home_can_meter(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no home nothing can be kept, and that is said only to whoever asks to keep something."""
+
+    def homeless(*_: object, **__: object) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("NEGAWATT_LEDGER", raising=False)
+    monkeypatch.delenv("NEGAWATT_CALIBRATION", raising=False)
+    monkeypatch.setattr("platformdirs.user_state_path", homeless)
+    runs: list[Run] = []
+    with negawatt.meter("bare", then=runs.append):
+        clock.advance(1.0)
+    assert (runs[0].energy_j, runs[0].fault) == (10.0, "")
+    with pytest.raises(LedgerError, match="no place for the ledger"):
+        LiveRun("kept", record=True)
+
+
+def test_another_users_home_is_no_fault(clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user whose HOME is closed to it has no calibration; a file that is named has to be readable."""
+    path = tmp_path / "closed" / "calibration.json"
+
+    def closed(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", closed)
+    monkeypatch.setattr("platformdirs.user_state_path", lambda *_, **__: path.parent)
+    monkeypatch.delenv("NEGAWATT_CALIBRATION", raising=False)
+    runs: list[Run] = []
+    with negawatt.meter("default", then=runs.append):
+        clock.advance(1.0)
+    monkeypatch.setenv("NEGAWATT_CALIBRATION", str(path))
+    with negawatt.meter("named", then=runs.append):
+        clock.advance(1.0)
+    assert runs[0].fault == ""
+    assert "cannot be read (Permission denied)" in runs[1].fault
