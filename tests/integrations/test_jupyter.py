@@ -110,7 +110,7 @@ def test_a_sensor_that_fails_is_said(shell: Any, capsys: pytest.CaptureFixture[s
 
 
 def test_the_line_says_what_the_joules_answer_for(clock: ManualClock) -> None:
-    """A run beside another says its part of what; a run inside another says that."""
+    """A run beside another says its part of what."""
     live = LiveRun("mine")
     clock.advance(10.0)
     run = live.stop()
@@ -118,7 +118,6 @@ def test_the_line_says_what_the_joules_answer_for(clock: ManualClock) -> None:
     share = Attribution(energy_j=25.0, process_j=12.5, runs=4, rule="by CPU time")
     line = summary(replace(run, attribution=share)).replace("\u00a0", " ")
     assert "its part of 100 J of cpu:0/package, shared by 4 metered runs; 12.5 J of them by this process's" in line
-    assert "inside another run" in summary(replace(run, attribution=None))
 
 
 def test_a_killed_kernel_leaves_its_run(script, records) -> None:

@@ -120,6 +120,27 @@ def test_a_run_inside_another_takes_its_part_of_it(tmp_path: Path, pids: list[in
     assert fractions == pytest.approx({"outer": 0.5, "other": 0.5, "rank0": 0.125, "rank1": 0.25}, abs=0.01)
 
 
+def test_joules_beyond_the_run_around_are_told_apart(tmp_path: Path, pids: list[int]) -> None:
+    """A daemon that goes on after `negawatt run` has ended knows which of its joules no other record holds."""
+    outer, middle, inner, _ = pids
+    bench = Bench(tmp_path / "board", above={middle: [outer], inner: [middle, outer]})
+    bench.join("outer", outer)
+    assert bench.join("middle", middle, recorded=False) == "outer"
+    assert bench.join("inner", inner) == "outer"
+    bench.cpu_s |= {outer: 10.0, middle: 10.0, inner: 10.0}
+    bench.clock.advance(10.0)
+    bench.fraction("outer", leave=True)
+    before = bench.board.shares("inner", bench.probes)
+    assert before is not None
+    assert before.beyond[bench.scope] == 0.0
+    bench.fraction("middle", leave=True)
+    bench.clock.advance(30.0)
+    after = bench.board.shares("inner", bench.probes, leave=True)
+    assert after is not None
+    assert after.fractions[bench.scope] == pytest.approx(1.0, abs=0.01)
+    assert after.beyond[bench.scope] == pytest.approx(0.75, abs=0.01)
+
+
 def test_gpus_are_shared_in_equal_parts(tmp_path: Path, pids: list[int]) -> None:
     """Four ranks that see one GPU answer for a quarter of it each, whatever their CPU time."""
     bench = Bench(tmp_path / "board", scope="gpu:GPU-1", cpu_s={pids[0]: 100.0})

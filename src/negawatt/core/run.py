@@ -16,17 +16,20 @@ class Attribution:
     """The part of the host's joules that one run answers for: attributed by a rule, not measured.
 
     Attributes:
-        energy_j: shares of runs at the same time; the shares of all metered runs add up to the host's joules [J].
+        energy_j: its share; the shares of all outermost runs add up to the host's joules, and those of the runs inside
+            another one to at most its share [J].
         process_j: joules of the processors times this process's part of the CPU time of all processes of the host, its
-            children included; None where no scope of processors was read [J].
-        runs: the most runs that shared the host's joules at once; 1: nobody else was metering.
-        rule: how the shares were made, as a sentence.
+            children included; None where that is not known, and for a run inside another one of its process [J].
+        runs: the most runs that shared at once, on the host or inside another run; 1: there was no other.
+        rule: how the share was made, as a sentence.
+        beyond_j: of `energy_j`, what came after the recorded run around it had ended [J].
     """
 
     energy_j: float
     process_j: float | None
     runs: int
     rule: str
+    beyond_j: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +54,7 @@ class Run:
         time_s: wall time [s].
         readings: the host's, one per scope, whoever caused them. If a sensor failed on the way, those of the last
             checkpoint before, flagged; empty if there was none.
-        attribution: what of them this run answers for; None without readings, and for a run inside another one of the
-            same process.
+        attribution: what of them this run answers for; None without readings.
         work: what it did.
         argv: the command and its arguments; empty for code metered from inside.
         exit_code: of a command; None for anything else, and where a signal killed it.
@@ -85,7 +87,7 @@ class Run:
 
     @property
     def energy_j(self) -> float | None:
-        """Joules that it answers for, else those of the host while it ran; None without readings."""
+        """Joules that it answers for; None without readings."""
         return self.attribution.energy_j if self.attribution else self.host_energy_j
 
     @property
@@ -127,6 +129,7 @@ class Run:
             "source": None if self.source is None else str(self.source),
             "host_energy_j": self.host_energy_j,
             "energy_per_work_j": self.energy_per_work_j,
+            "beyond_j": self.attribution.beyond_j if self.attribution and self.parent else None,
         }
         return {**sums, **to_json(self)}
 

@@ -101,7 +101,7 @@ def _answers_for(run: Run) -> list[str]:
     scopes = ", ".join(reading.scope for reading in run.readings)
     part = run.attribution
     if part is None:
-        return [f"all of {scopes}, inside another run"]
+        return []
     if part.runs > 1 and run.host_energy_j is not None:
         said = [f"its part of {numbers.energy(run.host_energy_j)} of {scopes}, shared by {part.runs} metered runs"]
     else:

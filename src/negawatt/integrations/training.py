@@ -21,7 +21,7 @@ class Mark:
     """How a training run stands at a moment.
 
     Attributes:
-        energy_j: joules that it answers for since its beginning; of the host, where it is inside another run.
+        energy_j: joules that it answers for since its beginning.
         time_s: since its beginning [s].
         steps: since its beginning.
     """
@@ -131,9 +131,7 @@ class Training:
         live = self._live
         if live is None or not live.here:
             return None
-        share = live.attribution
-        energy_j = live.energy_j if share is None else share.energy_j
-        return Mark(energy_j=energy_j, time_s=live.time_s, steps=self._steps)
+        return Mark(energy_j=live.energy_j, time_s=live.time_s, steps=self._steps)
 
     def _guarded(self, call: Callable[[], T]) -> T | None:
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Sequence
 
 from negawatt.core.reading import Probe, Reading, contains
@@ -33,6 +35,7 @@ class Attributor:
         self._pid = os.getpid()
         self._began = self._worked()
         self._shares: Shares | None = None
+        self._left, self._updated_s = False, -math.inf
         self._unshared = ""
         self.parent = ""
         """Key of the nearest recorded run of a process above that this one is a part of, or ""."""
@@ -41,14 +44,16 @@ class Attributor:
         except OSError as error:
             self._unshared = f"{ALONE_RULE} ({error})"
 
-    def update(self, *, leave: bool = False) -> None:
+    def update(self, *, leave: bool = False, older_than_s: float = 0.0) -> None:
         """Bring the shares up to date. Raises SensorError.
 
         Args:
             leave: whether the run ends now; without it the run stays on the board for as long as its process lives.
+            older_than_s: leave shares that are not older as they are [s].
         """
-        if self._unshared and not leave:
+        if self._left or ((self._unshared or time.monotonic() - self._updated_s < older_than_s) and not leave):
             return
+        self._left, self._updated_s = leave, time.monotonic()
         try:
             shares = self._board.shares(self._key, self._probes, leave=leave)
         except OSError as error:
@@ -58,15 +63,23 @@ class Attributor:
             self._unshared = self._unshared or f"{ALONE_RULE} (the board was deleted)"
         self._shares = shares
 
-    def attribution(self, readings: Sequence[Reading]) -> Attribution:
-        """The run's part of its window's readings, as of the last `update`."""
-        fractions = self._shares.fractions if self._shares and not self._unshared else {}
-        energy_j = sum(reading.energy_j * fractions.get(reading.scope, 1.0) for reading in readings)
+    def attribution(self, readings: Sequence[Reading], *, inside: bool = False) -> Attribution:
+        """The part of some readings, as of the last `update`.
+
+        Args:
+            readings: of this run's window or, with `inside`, of a window inside it.
+            inside: whether it is for a run inside this one, in this process: it gets the same part.
+        """
+        shares = None if self._unshared else self._shares
+        rule = self._unshared or self._rule()
         return Attribution(
-            energy_j=energy_j,
-            process_j=self._process_j(readings),
+            energy_j=sum(r.energy_j * (shares.fractions.get(r.scope, 1.0) if shares else 1.0) for r in readings),
+            process_j=None if inside else self._process_j(readings),
             runs=self._shares.runs if self._shares else 1,
-            rule=self._unshared or self._rule(),
+            rule=f"the same part as of the run around it: {rule}" if inside else rule,
+            beyond_j=0.0
+            if inside or not shares
+            else sum(r.energy_j * shares.beyond.get(r.scope, 0.0) for r in readings),
         )
 
     def _rule(self) -> str:

@@ -56,11 +56,13 @@ class Shares:
         fractions: part of the joules of each scope, 0 to 1.
         runs: the most runs that shared at once, this one included: those of the whole host, or of the outer run.
         cpus_fraction: part of the host's CPUs that the metered runs may use now.
+        beyond: as `fractions`, of the joules since the recorded run around it ended; 0 while it goes on.
     """
 
     fractions: Mapping[str, float]
     runs: int
     cpus_fraction: float
+    beyond: Mapping[str, float]
 
 
 class Board:
@@ -122,13 +124,12 @@ class Board:
                 "weights": {probe.scope: getattr(probe, "slice_fraction", 1.0) for probe in probes},
                 "since_j": {probe.scope: scopes[probe.scope]["energy_j"] for probe in probes},
                 "energy_j": {probe.scope: 0.0 for probe in probes},
+                "alone_since_j": {},
                 "most": 1,
             }
             self._read(runs, [key for key, run in runs.items() if run["cpu_s"] is None], doc["time_s"])
             _count(runs)
-            while parent and not runs[parent]["recorded"]:
-                parent = runs[parent]["parent"]
-            return str(parent)
+            return _recorded_around(key, runs)
 
     def shares(self, key: str, probes: Sequence[Probe], *, leave: bool = False) -> Shares | None:
         """What a run answers for up to now; None if it is not on the board (any more): somebody deleted that.
@@ -147,11 +148,13 @@ class Board:
                 return None
             if leave:
                 _remove(runs, key)
-            fractions = {}
+            fractions, beyond = {}, {}
             for scope, energy_j in run["energy_j"].items():
                 whole_j = doc["scopes"][scope]["energy_j"] - run["since_j"][scope]
                 fractions[scope] = min(1.0, energy_j / whole_j) if whole_j > 0 else 1 / run["most"]
-            return Shares(fractions=fractions, runs=run["most"], cpus_fraction=cpus_fraction)
+                alone_j = energy_j - run["alone_since_j"].get(scope, energy_j)
+                beyond[scope] = min(1.0, alone_j / whole_j) if whole_j > 0 else 0.0
+            return Shares(fractions=fractions, runs=run["most"], cpus_fraction=cpus_fraction, beyond=beyond)
 
     def _split(self, doc: _Doc, probes: Sequence[Probe], own: str = "") -> None:
         """Give the joules since the last time to the runs that were there."""
@@ -254,11 +257,23 @@ def _above(runs: _Doc, ancestors: Sequence[int]) -> str:
 
 def _remove(runs: _Doc, key: str) -> None:
     """Take a run off; runs inside it are now inside of the one that it was inside of."""
+    kept = [inner for inner in runs if _recorded_around(inner, runs) == key]
     gone = runs.pop(key)
     for run in runs.values():
         if run["parent"] == key:
             run["parent"] = gone["parent"]
+    for inner in kept:
+        if not _recorded_around(inner, runs):  # from now on nobody else's record holds its joules
+            runs[inner]["alone_since_j"] = dict(runs[inner]["energy_j"])
     _count(runs)
+
+
+def _recorded_around(key: str, runs: _Doc) -> str:
+    """The nearest recorded run that this one is inside of, or ""."""
+    outer = runs[key]["parent"]
+    while outer and not runs[outer]["recorded"]:
+        outer = runs[outer]["parent"]
+    return str(outer)
 
 
 def _outer(key: str, runs: _Doc, among: Mapping[str, _Doc]) -> str:

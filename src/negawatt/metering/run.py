@@ -30,6 +30,9 @@ PULSE_S = 10.0
 FIRST_PULSE_S = 1.0
 """A young run is brought up to date when it is this old, and then each time it is twice as old [s]."""
 
+OLD_SHARES_S = 1.0
+"""Shares that a run inside another one of its process is given may be this old [s]."""
+
 _current: ContextVar[LiveRun | None] = ContextVar("negawatt_run", default=None)
 
 
@@ -37,7 +40,7 @@ class LiveRun:
     """A run that goes on until `stop`.
 
     A run that begins inside another one of the same process and context is a part of it: the outer one's joules hold
-    its own, so it has no attribution.
+    its own, and it answers for the same part of the host as that one.
 
     Args:
         name: what the user calls it.
@@ -116,13 +119,21 @@ class LiveRun:
 
     @property
     def energy_j(self) -> float:
-        """Joules of all scopes, whoever caused them. Raises SensorError."""
-        return total(self.readings, self.time_s)[0]
+        """Joules that this run answers for: all of the host's, unless others are metered too. Raises SensorError."""
+        if not self.readings or (part := self.attribution) is None:
+            return 0.0
+        return part.energy_j
 
     @property
     def energy_sd_j(self) -> float:
-        """Standard deviation of the error of `energy_j` [J]."""
-        return total(self.readings, self.time_s)[1]
+        """Standard deviation of the meter's error of `energy_j` [J]; the rule of sharing has none stated."""
+        host_j, host_sd_j = total(self.readings, self.time_s)
+        return host_sd_j * self.energy_j / host_j if host_j > 0 else host_sd_j
+
+    @property
+    def host_energy_j(self) -> float:
+        """Joules of the host while it ran, whoever caused them. Raises SensorError."""
+        return total(self.readings, self.time_s)[0]
 
     @property
     def source(self) -> Source:
@@ -131,7 +142,7 @@ class LiveRun:
 
     @property
     def attribution(self) -> Attribution | None:
-        """What of the host's joules this run answers for; None inside another run. Raises SensorError."""
+        """What of the host's joules this run answers for; None without readings. Raises SensorError."""
         if self._ended:
             return self._ended.attribution
         return self._attribute(self.readings)
@@ -226,6 +237,10 @@ class LiveRun:
         """Whether it is kept in the ledger."""
         return self._kept is not None
 
+    def _outermost(self) -> LiveRun:
+        """The run of this process that this one is inside of, itself inside of none."""
+        return self if self._outer is None else self._outer._outermost()  # noqa: SLF001
+
     def _leave(self) -> None:
         """Leave the board, whatever state the run is in."""
         if self._attributor:
@@ -239,11 +254,13 @@ class LiveRun:
             self._kept.drop()
 
     def _attribute(self, readings: Sequence[Reading], *, leave: bool = False) -> Attribution | None:
-        if self._attributor is None:
+        inside = self._outer is not None
+        attributor = self._outermost()._attributor  # noqa: SLF001 -- this class's own
+        if attributor is None:  # it could not begin
             return None
         with contextlib.suppress(NegawattError):  # the window meets the same sensor and says so
-            self._attributor.update(leave=leave)
-        return self._attributor.attribution(readings) if readings else None
+            attributor.update(leave=leave and not inside, older_than_s=OLD_SHARES_S if inside else 0.0)
+        return attributor.attribution(readings, inside=inside) if readings else None
 
     def _at_the_wall(self, readings: Sequence[Reading]) -> tuple[float, float] | None:
         from negawatt.metering.calibration import load
