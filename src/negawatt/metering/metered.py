@@ -25,9 +25,9 @@ class meter:  # noqa: N801 -- used as a function
         @negawatt.meter("evaluation", record=True)
         def evaluate(): ...
 
-    The joules are the host's (or the GPUs'), other programs included; where other runs are metered at the same time, they
-    are this run's part of them (`m.host_energy_j` is the whole, `m.attribution` how it was shared). A run is logged at
-    level INFO by the logger "negawatt".
+    The joules are the host's (or the GPUs'), other programs included; where other runs are metered at the same time,
+    they are this run's part of them (`m.host_energy_j` is the whole, `m.attribution` how it was shared). A run is
+    logged at level INFO by the logger "negawatt".
 
     Args:
         name: what it is; None: the function's name.

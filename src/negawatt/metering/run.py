@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 
-from negawatt.core.errors import NegawattError, SensorError
+from negawatt.core.errors import NegawattError, SensorError, UsageError
 from negawatt.core.measurement import PowerPoint
 from negawatt.core.reading import Reading, Source, total, weakest
 from negawatt.core.run import Attribution, Run, Work
@@ -109,7 +109,15 @@ class LiveRun:
 
     @property
     def readings(self) -> tuple[Reading, ...]:
-        """The host's, one per scope, whoever caused them. Raises SensorError."""
+        """The host's, one per scope, whoever caused them. Raises SensorError, and UsageError in a forked child."""
+        if not self.here:  # the meter's lock may be held for ever by a thread that was not forked
+            if self._ended:
+                return self._ended.readings
+            raise UsageError(
+                f"run {self.name!r} is read in a forked child",
+                "it goes on in the process that began it",
+                "write `with negawatt.meter(...)` in the child, too: its run will be a part of this one",
+            )
         return self._window.readings()
 
     @property
