@@ -20,6 +20,7 @@ from negawatt.core.errors import NoMeterError, SensorError, UsageError
 from negawatt.core.measurement import PowerPoint
 from negawatt.core.reading import Source, total
 from negawatt.hardware.host import this_host
+from negawatt.metering import session
 from negawatt.metering.recording import CURVE_POINTS, Recording, halved
 from negawatt.metering.run import shared_meter
 from negawatt.metering.sensors.rapl import RaplSensor
@@ -34,10 +35,27 @@ def meter_threads() -> list[threading.Thread]:
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """Whatever a test did, no background thread outlives its windows."""
+def no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test did, no background thread outlives its windows for long."""
+    until(lambda: not meter_threads())  # those of other tests
+    monkeypatch.setattr(session, "LINGER_S", 0.01)
     yield
     gc.collect()
+    until(lambda: not meter_threads())
+
+
+def test_one_thread_serves_windows_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread is not started anew for each of many short windows, and `close` ends it at once."""
+    monkeypatch.setattr(session, "LINGER_S", 60.0)
+    with Meter.of([ScriptedSensor(script=STEPS, clock=time.perf_counter, period_s=0.02)]) as meter:
+        seen = set()
+        for _ in range(3):
+            with meter.start():
+                seen |= {thread.ident for thread in meter_threads()}
+        assert len(seen) == 1
+        time.sleep(0.05)  # it waits
+        with meter.start() as window:
+            until(lambda: len(window.power_curve) >= 2)  # and goes on
     assert not meter_threads()
 
 
@@ -139,7 +157,7 @@ def test_windows_nest_and_stop_is_idempotent() -> None:
 
 
 def test_concurrent_windows_share_one_thread() -> None:
-    """Windows of several threads are read by one background thread, which ends with the last of them."""
+    """Windows of several threads are read by one background thread, which ends soon after the last of them."""
     sensor = ScriptedSensor(script=[(0.0, 10.0)], clock=time.perf_counter, period_s=0.02)
     meter = Meter.of([sensor])
     seen: list[int] = []
@@ -158,7 +176,7 @@ def test_concurrent_windows_share_one_thread() -> None:
         thread.join()
     assert seen == [1, 1, 1, 1]
     assert all(energy_j == pytest.approx(10.0 * time_s, rel=0.2, abs=0.05) for energy_j, time_s in energies)
-    assert not meter_threads()
+    until(lambda: not meter_threads())
 
 
 def test_no_thread_without_a_period() -> None:
@@ -186,7 +204,7 @@ def test_ctrl_c_in_a_window_leaves_no_thread() -> None:
     for block in (interrupted, left_open):
         with pytest.raises(KeyboardInterrupt, match="by hand"):
             block()
-        assert not meter_threads()
+        until(lambda: not meter_threads())
 
 
 def test_a_closed_meter_starts_no_window() -> None:

@@ -24,6 +24,8 @@ SHORTEST_TICK_S = 0.01
 """No probe is looked at more often than this [s], ..."""
 LOOKS_PER_S, LOOKS = 10.0, 400.0
 """... nor on average more often than this, but for so many looks at young windows that were saved up before."""
+LINGER_S = 1.0
+"""How long the background thread stays behind the last window [s]."""
 POLL_FRACTION = 0.02
 """Nor so often that it takes more than this part of the time: some drivers take milliseconds to answer."""
 
@@ -31,7 +33,7 @@ POLL_FRACTION = 0.02
 class Meter:
     """The open sensors of a host. Windows may nest and overlap, in one thread or several.
 
-    A background thread runs only while a window is open and some probe has to be read in between.
+    A background thread runs only where some probe has to be read while a window is open, and a moment longer.
 
     Args:
         opened: sensors; `Meter.open` and `Meter.of` open them.
@@ -129,8 +131,8 @@ class Meter:
             self._recordings.append(recording)
             if self._background and min(self._period_s, self._look_fraction) < math.inf:
                 if self._poller is None:
-                    self._poller = _Poller(self.poll, lambda: self.poll_s)
-                elif self._look_fraction < math.inf:
+                    self._poller = _Poller(self)
+                elif self._look_fraction < math.inf or len(self._recordings) == 1:
                     self._poller.hurry()
         return Window(recording, self._lock, self._end)
 
@@ -139,14 +141,29 @@ class Meter:
         with self._lock:
             self._closed = True
             recordings = tuple(self._recordings)
+            poller, self._poller = self._poller, None
         for recording in recordings:
             self._end(recording)
+        if poller is not None:
+            poller.stop()
+
+    def retire(self) -> bool:
+        """Let go of the background thread, unless it is needed; asked by itself."""
+        with self._lock:
+            if not self._recordings:
+                self._poller = None
+            return not self._recordings
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a window is open."""
+        return bool(self._recordings)
 
     @property
     def poll_s(self) -> float:
@@ -180,7 +197,7 @@ class Meter:
                 recording.advance(states, tick_s)
 
     def _end(self, recording: Recording) -> None:
-        """End one window, and the thread with the last one, whatever happens on the way."""
+        """End one window, whatever happens on the way."""
         try:
             with self._lock:
                 recording.end()
@@ -188,19 +205,13 @@ class Meter:
             with self._lock:
                 if recording in self._recordings:
                     self._recordings.remove(recording)
-                poller = None
-                if not self._recordings:
-                    poller, self._poller = self._poller, None
-            if poller is not None:
-                poller.stop()
 
 
 class _Poller:
-    """The background thread of a meter with open windows."""
+    """The background thread of a meter. It lingers behind the last window: to start one for each would be dear."""
 
-    def __init__(self, poll: Callable[[], None], wait_s: Callable[[], float]) -> None:
-        self._poll = poll
-        self._wait_s = wait_s
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
         self._wake = threading.Event()
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="negawatt-meter", daemon=True)
@@ -209,10 +220,15 @@ class _Poller:
     def _run(self) -> None:
         polled_s = time.monotonic()
         while not self._ended:
-            if self._wake.wait(max(0.0, polled_s + self._wait_s() - time.monotonic())):
+            if not self._meter.busy:
+                if not self._wake.wait(LINGER_S) and self._meter.retire():
+                    return
+                self._wake.clear()
+                polled_s = time.monotonic()
+            elif self._wake.wait(max(0.0, polled_s + self._meter.poll_s - time.monotonic())):
                 self._wake.clear()
             else:
-                self._poll()
+                self._meter.poll()
                 polled_s = time.monotonic()
 
     def hurry(self) -> None:
