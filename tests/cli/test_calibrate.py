@@ -6,12 +6,15 @@ import json
 import os
 import resource
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from negawatt.cli import main
+from negawatt.cli.calibrate import _only_estimates
 from negawatt.core.codec import from_json
+from negawatt.core.errors import UsageError
 from negawatt.hardware.host import this_host
 from negawatt.metering.burn import burning
 from negawatt.metering.calibration import Calibration
@@ -86,6 +89,67 @@ def test_two_logs_are_aligned_and_fitted(capsys, tmp_path):
     assert calibration["offset_w"] == pytest.approx(30.0, abs=1.0)
 
 
+def test_a_german_log_in_kilowatts_gives_the_same_line(capsys, tmp_path):
+    """Semicolons, decimal commas, local dates and kW are understood, and what was understood is said."""
+    metered, wall = tmp_path / "metered.csv", tmp_path / "wall.csv"
+    metered_log(metered, this_host().fingerprint())
+    lines = ["Zeit;Leistung [kW]"]
+    for i in range(-30, 210):
+        stamp = datetime.fromtimestamp(START_S + i, UTC) + timedelta(hours=2)
+        power_kw = (30 + 1.1 * (20, 50, 80)[min(2, max(0, i // 60))]) / 1000
+        lines.append(f"{stamp:%d.%m.%Y %H:%M:%S};{power_kw:.3f}".replace(".", ",").replace(",", ".", 2))
+    wall.write_text("\n".join(lines) + "\n")
+    assert main(["calibrate", "--csv", str(wall), "--metered", str(metered), "--utc-offset", "2", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "'Leistung [kW]' in kW (by its header), times from 'Zeit', with decimal commas" in err
+    assert json.loads(out)["calibration"]["gain"] == pytest.approx(1.1, rel=0.01)
+
+
+def test_watts_that_are_kilowatts_are_not_kept(capsys, tmp_path, kept_in):
+    """Kilowatts under a header without a unit give a wall far below its parts: an error, until --power-unit says so."""
+    metered, wall = tmp_path / "metered.csv", tmp_path / "wall.csv"
+    metered_log(metered, this_host().fingerprint())
+    wall_log(wall, 0.0)
+    rows = [line.split(",") for line in wall.read_text().splitlines()[1:]]
+    wall.write_text("\n".join(["time,power", *(f"{t},{float(w) / 1000:.5f}" for t, w in rows)]))
+    options = ["calibrate", "--csv", str(wall), "--metered", str(metered)]
+    assert main(options) == 2
+    err = capsys.readouterr().err
+    assert "its header names no unit" in err
+    assert "most often kW were read as W" in err
+    assert not kept_in.exists()
+    assert main([*options, "--power-unit", "kW"]) == 0
+    assert "wall = 1.10 x metered" in capsys.readouterr().out
+
+
+def test_estimates_above_the_wall_are_kept_only_when_asked(capsys, kept_in):
+    """--below accepts a wall meter below sensors that estimate, and says so; with one that measures it is refused."""
+    low = ["--point", "20=10", "--point", "50=22", "--point", "80=34"]
+    assert main(["calibrate", *low, *MODEL]) == 2
+    assert "`--below`" in capsys.readouterr().err
+    assert main(["calibrate", *low, *MODEL, "--below"]) == 0
+    assert "only estimate" in capsys.readouterr().err
+    assert kept_in.exists()
+    with pytest.raises(UsageError, match="--below with rapl"):
+        _only_estimates(["cpu-model", "rapl"])
+
+
+@pytest.mark.parametrize(
+    ("walls", "code", "says"),
+    [((40, 66, 80), 0, "doubtful, as it errs by 18 %"), ((30, 300, 40), 1, "nothing was kept")],
+)
+def test_a_line_that_errs_is_doubted_or_refused(walls, code, says, capsys, kept_in):
+    """Over 10 % error there is a warning; over 50 %, exit code 1 after the table, and nothing is kept."""
+    options = [
+        word for metered, wall in zip((20, 30, 40), walls, strict=True) for word in ("--point", f"{metered}={wall}")
+    ]
+    assert main(["calibrate", *options, *MODEL]) == code
+    out, err = capsys.readouterr()
+    assert says in err
+    assert "mean error at a load left out" in out
+    assert kept_in.exists() is (code == 0)
+
+
 def test_a_log_of_another_host_is_refused(capsys, tmp_path):
     """What another machine showed calibrates nothing here."""
     metered, wall = tmp_path / "metered.csv", tmp_path / "wall.csv"
@@ -104,6 +168,7 @@ def test_a_log_of_another_host_is_refused(capsys, tmp_path):
         (["--point", "2=lots"], "--point 2=lots"),
         ([*POINTS[:4], *MODEL], "2 levels"),
         (["--csv", "missing.csv", "--metered", "missing.csv"], "missing.csv cannot be read"),
+        (["--csv", "w", "--metered", "m", "--utc-offset", "99"], "--utc-offset 99"),
         (["load"], "neither --out nor --ask"),
         (["record", "--out", "/nowhere/m.csv", "--seconds", "1", *MODEL], "/nowhere/m.csv cannot be written"),
     ],
@@ -158,7 +223,7 @@ def test_load_asks_at_each_step(monkeypatch, capsys):
     """`load --ask` sets what is typed against what was metered under that load."""
     answers = iter((40.0, 50.0, 60.0, 70.0, 80.0))
     monkeypatch.setattr("click.prompt", lambda *args, **options: next(answers))
-    assert main(["calibrate", "load", "--ask", "--seconds", "1", "--dry-run", "--json", *MODEL]) in (0, 2)
+    assert main(["calibrate", "load", "--ask", "--seconds", "1", "--dry-run", "--json", *MODEL]) in (0, 1, 2)
     assert next(answers, None) is None
     out, err = capsys.readouterr()
     assert "levels" in (out or err)
