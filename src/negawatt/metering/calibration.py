@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
@@ -30,6 +31,10 @@ RANGE_FRACTION = 0.2
 """The lowest level has to be this much below the highest one, or noise makes the slope."""
 SAME_LEVEL_FRACTION = 0.1
 """Unlabelled points closer than this part of the range are one level."""
+DOUBTFUL_FRACTION, REFUSED_FRACTION = 0.1, 0.5
+"""Left-out errors above which a line is doubted, and not kept. The public runs of arXiv 2509.22092 leave 3 to 6 %."""
+LOWEST_GAIN = 0.5  # W per W
+"""A power supply adds to what it feeds: a wall meter that rises by less than half of it is read in a wrong unit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +144,7 @@ def fit(
     sensors: Sequence[str],
     *,
     lag_s: float | None = None,
+    below: bool = False,
 ) -> tuple[Calibration, tuple[Level, ...]]:
     """Fit the line, and say what error it leaves.
 
@@ -148,12 +154,14 @@ def fit(
         scopes: what was metered.
         sensors: by what.
         lag_s: the wall meter's clock less the host's, if they were aligned [s].
+        below: whether the wall meter may show less than was metered, as where the sensors only estimate.
 
     Returns:
         The calibration, and what it comes to at every level.
 
     Raises:
-        UsageError: if the points are too few, too close, or the wall meter does not rise with them.
+        UsageError: if the points are too few, too close, or the wall meter does not rise with them, or
+            shows less than its parts.
     """
     _check(points)
     groups = grouped(points)
@@ -172,6 +180,8 @@ def fit(
             "these two do not measure the same machine at the same time",
             "check the columns and the clocks: `--power-column`, `--energy-column`, `--utc-offset`",
         )
+    if not below:
+        _check_above(groups, gain)
     levels, absolute, squares = _left_out(groups)
     mean_w = fmean(means)
     calibration = Calibration(
@@ -233,6 +243,18 @@ def _check(points: Sequence[Point]) -> None:
             )
 
 
+def _check_above(groups: Mapping[str, list[Point]], gain: float) -> None:
+    """Raise UsageError if the wall meter shows less than the sensors, or hardly rises with them."""
+    metered, wall = max((fmean(p.metered_w for p in g), fmean(p.wall_w for p in g)) for g in groups.values())
+    lower = all(fmean(p.wall_w for p in group) < fmean(p.metered_w for p in group) for group in groups.values())
+    if lower or gain < LOWEST_GAIN:
+        raise UsageError(
+            f"the wall meter shows {wall:.4g} W where {metered:.4g} W were metered, and rises by {gain:.3g} W per W",
+            "it cannot show less than the parts behind it; most often kW were read as W, or kWh as Wh",
+            "say its unit: `--power-unit kW`, `--energy-unit kWh`; if right, and the sensors only estimate: `--below`",
+        )
+
+
 def _line(points: Sequence[Point]) -> tuple[float, float]:
     """Offset and slope by least squares."""
     x, y = [p.metered_w for p in points], [p.wall_w for p in points]
@@ -256,15 +278,21 @@ def default_path() -> Path:
     try:
         if named:
             return Path(named).expanduser()
-        from platformdirs import user_state_path
-
-        return user_state_path("negawatt", appauthor=False) / "calibration.json"
+        return _state_folder() / "calibration.json"
     except RuntimeError as error:
         raise UsageError(
             f"no place for calibrations: {error}",
             "joules at the wall rest on one",
             "name one: NEGAWATT_CALIBRATION=PATH",
         ) from error
+
+
+@cache
+def _state_folder() -> Path:
+    """The user's state folder, looked for once: it is asked for at the end of every run."""
+    from platformdirs import user_state_path
+
+    return user_state_path("negawatt", appauthor=False)
 
 
 def kept(path: Path | None = None) -> tuple[Calibration, ...]:
@@ -297,6 +325,17 @@ def kept(path: Path | None = None) -> tuple[Calibration, ...]:
         ) from error
 
 
+def fault(calibration: Calibration) -> NegawattError | None:
+    """Why a calibration is not worth keeping; None if it is."""
+    if calibration.error_fraction <= REFUSED_FRACTION:
+        return None
+    return NegawattError(
+        f"the line errs by {100 * calibration.error_fraction:.0f} % at a load left out",
+        f"over {100 * REFUSED_FRACTION:.0f} % it would spoil figures rather than correct them; nothing was kept",
+        "measure again: longer steps (`--seconds 300`), nothing else running, the machine alone on the wall meter",
+    )
+
+
 def load(host: Host, scopes: Sequence[str], sensors: Sequence[str], path: Path | None = None) -> Calibration | None:
     """The calibration of a host and exactly these scopes and sensors; None if there is none.
 
@@ -320,9 +359,12 @@ def save(calibration: Calibration, path: Path | None = None) -> Path:
         The file.
 
     Raises:
-        NegawattError: if it cannot be written.
+        NegawattError: if it cannot be written, or errs too much (`fault`).
         UsageError: if the file is there and cannot be understood.
     """
+    wild = fault(calibration)
+    if wild:
+        raise wild
     path = path or default_path()
     others = [one for one in kept(path) if _key(one) != _key(calibration)]
     text = json.dumps({"calibrations": [to_json(one) for one in [*others, calibration]]}, indent=1, allow_nan=False)
