@@ -2,8 +2,8 @@
 
 Every case runs in fresh interpreters, in an environment of its own, cases taking turns. CPU seconds include those of
 helper processes. Without RAPL and GPU the peers have little to read here, so their figures are lower bounds; negawatt
-is also measured on a simulated powercap tree with two packages and their DRAM, polled ten times a second, and inside
-another run, where a window is not put on the board.
+is also measured on simulated powercap trees with one and two packages and their DRAM, polled ten times a second, and
+inside another run, where a window is not put on the board.
 
     .venv/bin/python benchmarks/meter.py [--json] [--quick] [--rounds N] [--seconds S]
 """
@@ -36,6 +36,7 @@ CASES = {
     "negawatt": "negawatt",
     "negawatt_inside": "negawatt",
     "negawatt_rapl": "negawatt",
+    "negawatt_rapl_2": "negawatt",
     "codecarbon": "codecarbon",
     "codecarbon_10hz": "codecarbon",
     "zeus": "zeus",
@@ -110,7 +111,17 @@ def negawatt_inside(folder: str) -> Case:
 
 
 def negawatt_rapl(folder: str) -> Case:
-    """RAPL counters of two packages and their DRAM in a powercap tree, polled at 10 Hz."""
+    """RAPL counters of a package and its DRAM in a powercap tree, polled at 10 Hz."""
+    return rapl(f"{folder}-1")
+
+
+def negawatt_rapl_2(folder: str) -> Case:
+    """The same with two packages."""
+    return rapl(f"{folder}-2")
+
+
+def rapl(folder: str) -> Case:
+    """A powercap tree, polled at 10 Hz."""
     from negawatt.hardware.host import this_host
     from negawatt.metering.run import LiveRun
     from negawatt.metering.select import open_best
@@ -227,14 +238,15 @@ def child(case: str, folder: str, seconds: float) -> dict[str, float]:
 
 
 def powercap(folder: Path, stop: threading.Event) -> None:
-    """A powercap tree that counts until told to stop."""
+    """Powercap trees of one and of two packages that count until told to stop."""
     from negawatt.testing import SimulatedPowercap
 
-    tree = SimulatedPowercap(root=folder, packages=2, dram=True)
+    trees = [SimulatedPowercap(root=Path(f"{folder}-{n}"), packages=n, dram=True) for n in (1, 2)]
 
     def count() -> None:
         while not stop.wait(0.05):
-            tree.advance(0.05, 80.0, 5.0)
+            for tree in trees:
+                tree.advance(0.05, 80.0, 5.0)
 
     threading.Thread(target=count, daemon=True).start()
 
