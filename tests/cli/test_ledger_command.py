@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sqlite3
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +75,98 @@ def test_total_keeps_sources_apart(capsys, path):
         ("estimated", 500.0, 2, 1),
     ]
     assert "run, trial" in answer(capsys, "total", "--kind", "runs", code=2).err
+
+
+def test_list_shows_errors_and_what_became_of_runs(capsys, path, monkeypatch):
+    """Joules come with their error; what was interrupted, crashed, killed or is a part of another run is marked."""
+    bodies = (
+        {"energy_sd_j": 40.0},
+        {"interrupted": True},
+        {"error": "RuntimeError: out of\nmemory", "exit_code": None, "signal": ""},
+        {"exit_code": 3},
+        {"signal": "SIGKILL", "exit_code": None},
+        {"exit_code": 0, "error": "", "parent": ""},
+        {"parent": "gone"},
+    )
+    with Ledger.open(path) as ledger:
+        for body in bodies:
+            ledger.append("run", body, workload="w", energy_j=2130.0, source="counter")
+        ledger.append("run", {"parent": ledger.get(1).sequence, "interrupted": True}, workload="w")
+    monkeypatch.setenv("COLUMNS", "120")
+    header, *rows = answer(capsys, "list").out.splitlines()
+    assert header.split()[-1] == "note"
+    assert "2.13 ± 0.04\u00a0kJ" in rows[0]
+    assert [row.partition("counter")[2].strip() for row in rows[:7]] == [
+        "", "interrupted", "RuntimeError", "exit code 3", "SIGKILL", "", "part of a run that is not here",
+    ]  # fmt: skip
+    assert rows[7].rstrip().endswith("interrupted, part of #1")
+
+
+def test_total_shows_the_most_that_the_error_can_be(capsys, path):
+    """The errors of the records add up as they are."""
+    with Ledger.open(path) as ledger:
+        for _ in range(2):
+            ledger.append("run", {"energy_sd_j": 20.0}, workload="w", energy_j=1000.0, source="counter")
+    assert "2.00 ± 0.04\u00a0kJ" in answer(capsys, "total").out
+    assert json.loads(answer(capsys, "total", "--json").out)[0]["energy_sd_j"] == 40.0
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to become another user")
+def test_an_archive_is_looked_at_and_left_alone(capsys, monkeypatch):
+    """What cannot be written is shown all the same, with a word that spools are not taken in; nothing is made."""
+    folder = Path(tempfile.mkdtemp())
+    path = folder / "ledger.sqlite"
+    with Ledger.open(path) as ledger:
+        ledger.append("run", {}, workload="w", energy_j=1.0, source="counter")
+    spooled(path).close()
+    path.chmod(0o444)
+    folder.chmod(0o555)
+    monkeypatch.setenv("NEGAWATT_LEDGER", str(path))
+    before = sorted(folder.rglob("*"))
+    os.seteuid(65534)
+    try:
+        for words in (["list"], ["total"], ["verify"], ["show", "1"], ["export"], ["rollup", "--dry-run"]):
+            captured = answer(capsys, *words)
+            assert "not taken in" in captured.err
+            assert captured.out
+        assert "readonly" in answer(capsys, "rollup", code=1).err
+    finally:
+        os.seteuid(0)
+        folder.chmod(0o755)
+    assert sorted(folder.rglob("*")) == before
+    shutil.rmtree(folder)
+
+
+def test_merge_takes_another_ledger(capsys, path, tmp_path):
+    """A ledger file is taken once; records that are still spooled beside it are pointed out, damage is refused."""
+    other = tmp_path / "b.sqlite"
+    spooled(other)
+    with Ledger.open(other) as ledger:
+        ledger.append("run", {}, energy_j=1.0)
+    captured = answer(capsys, "merge", str(other))
+    assert captured.out == "1 added, 0 of them interrupted; 0 known before\n"
+    assert "b.sqlite.spool has records" in captured.err
+    assert json.loads(answer(capsys, "merge", "--json", str(other)).out)["known"] == 1
+    db = sqlite3.connect(other)
+    db.executescript("DROP TRIGGER records_no_update; UPDATE records SET energy_j = 2;")
+    db.close()
+    assert "record 1 was changed" in answer(capsys, "merge", str(other), code=1).err
+    assert "is this ledger" in answer(capsys, "merge", str(path), code=2).err
+
+
+def test_merge_says_where_there_is_nothing(capsys, path, tmp_path):
+    """A folder without spools says what a spool is and stays as it was; garbage and devices are refused."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    captured = answer(capsys, "merge", str(empty))
+    assert captured.out.startswith("0 added")
+    assert "no spool in" in captured.err
+    assert "NAME.jsonl" in captured.err
+    assert list(empty.iterdir()) == []
+    for name, content in (("thesis.txt", "my thesis"), ("none.sqlite", "")):
+        (tmp_path / name).write_text(content)
+        assert f"{name} is not a ledger" in answer(capsys, "merge", str(tmp_path / name), code=1).err
+    assert "neither a file nor a folder" in answer(capsys, "merge", "/dev/null", code=2).err
 
 
 def test_verify_tells_the_head(capsys, path):

@@ -117,6 +117,17 @@ def test_unfinished_runs_of_the_dead_are_interrupted(ledger, folder):
     assert not path.with_suffix(".open").exists()
 
 
+def test_a_run_that_went_on_in_another_file_is_not_interrupted(ledger, folder):
+    """A state that a killed writer left in two files says nothing new once the run is recorded."""
+    spooled(folder, text(1, "moved"))
+    ledger.merge()
+    path = spooled(folder, name="b.jsonl")
+    spooled(folder, text(0, "moved"), name="b.open")
+    merged = ledger.merge()
+    assert (merged.added, merged.known, merged.faults, path.exists()) == (0, 1, (), False)
+    assert [r.body for r in ledger.records()] == [{"i": 1}]
+
+
 def test_a_copy_is_merged_once(ledger, folder, tmp_path):
     """The same spool under another name or in another folder, as a backup restores it, adds nothing."""
     spooled(folder, text(1))

@@ -98,7 +98,7 @@ def test_put_does_not_wait_for_the_disk(spool):
     """While the disk is stuck, put and checkpoint return at once."""
     spool.put("run", {})
     key = spool.open_run("run", {})
-    with spool._io:
+    with spool._behind.io:
         start_s = time.monotonic()
         for i in range(100):
             spool.put("run", {"i": i})
@@ -172,8 +172,9 @@ def test_a_run_ends_once(spool):
 def test_a_dropped_run_leaves_nothing(path, spool):
     """A run that came to nothing is not recorded, whether its state had been written or not."""
     spool.drop(spool.open_run("run", {}))
-    spool.flush()
-    assert not spool.folder.exists()
+    spool.close()
+    assert list(spool.folder.iterdir()) == []
+    assert not path.exists()
     key = spool.open_run("run", {})
     spool.flush()
     spool.drop(key)
@@ -224,6 +225,42 @@ def test_an_exception_ends_it_well_too(path):
     process.communicate(timeout=60)
     assert process.returncode == 3
     assert len(merged(path)) == 1
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 15)"])
+def test_a_finished_run_outlives_its_process_at_once(path, end):
+    """What finish and put returned for is kept when the process ends that moment; no run is taken for interrupted."""
+    process = python(
+        path,
+        "spool = shared_spool(path)\n"
+        "first, second = spool.open_run('run', {}), spool.open_run('run', {'open': 1})\n"
+        "spool.flush(); spool.finish(first, {'i': 1}, energy_j=1.0)\n"
+        f"spool.put('trial', {{'i': 2}}); {end}",
+    )
+    process.communicate(timeout=60)
+    assert [r.body for r in merged(path)] == [{"i": 1}, {"i": 2}, {"open": 1, "interrupted": True}]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_pool_that_is_terminated_loses_nothing(path, tmp_path, method):
+    """Workers of a pool, which SIGTERM ends as soon as the last result is there, keep every run that they finished."""
+    (tmp_path / "work.py").write_text(
+        "import os\nfrom negawatt.ledger.spool import shared_spool\n"
+        "def job(path, i):\n"
+        "    spool = shared_spool(path)\n"
+        "    key = spool.open_run('run', {}, workload='job')\n"
+        "    spool.finish(key, {'i': i}, energy_j=1.0, source='counter')\n"
+    )
+    code = (
+        "import multiprocessing; import work\n"
+        "before = shared_spool(path).put('run', {'i': -1})\n"
+        f"with multiprocessing.get_context({method!r}).Pool(4) as pool:\n"
+        "    pool.starmap(work.job, [(path, i) for i in range(40)], chunksize=1)"
+    )
+    ended(python(path, code, cwd=tmp_path))
+    records = merged(path)
+    assert sorted(r.body["i"] for r in records) == list(range(-1, 40))
+    assert not any("interrupted" in r.body for r in records)
 
 
 def test_exit_handlers_may_put(path):
@@ -332,6 +369,18 @@ def test_a_full_disk_is_told_and_waited_for(path):
     assert [r.body["i"] for r in merged(path)] == list(range(int(last) + 1))
 
 
+def test_a_failure_that_was_raised_is_not_logged_again(path, tmp_path):
+    """What close has told its caller is not said once more when the process ends."""
+    (tmp_path / "ledger.sqlite.spool").write_text("in the way")
+    code = (
+        "from negawatt.core.errors import LedgerError\n"
+        "spool = shared_spool(path); spool.put('run', {})\n"
+        "try: spool.close()\n"
+        "except LedgerError as error: print(error.got)"
+    )
+    assert "cannot write to the spool" in ended(python(path, code))
+
+
 def test_a_folder_on_a_share_is_left_to_another_host(tmp_path, path, monkeypatch):
     """With NEGAWATT_SPOOL, closing merges nothing; whoever merges that folder gets each record once."""
     monkeypatch.setenv("NEGAWATT_SPOOL", str(tmp_path / "share"))
@@ -343,42 +392,6 @@ def test_a_folder_on_a_share_is_left_to_another_host(tmp_path, path, monkeypatch
         assert ledger.merge(tmp_path / "share").added == 1
         assert ledger.merge(tmp_path / "share").added == 0
         assert [r.body for r in ledger.records()] == [{"i": 1}]
-
-
-def test_a_long_file_is_ended_and_another_begun(path, spool, monkeypatch):
-    """What a server spools for months is in files of a bounded length; merged, they go while it lives."""
-    monkeypatch.setattr("negawatt.ledger.spool.FILE_BYTES", 1000)
-    key = spool.open_run("run", {"n": "open"})
-    for number in range(20):
-        spool.put("run", {"n": number, "filling": "x" * 200})
-        spool.flush()
-    assert len(list(spool.folder.glob("*.jsonl"))) > 3
-    assert len(list(spool.folder.glob("*.open"))) == 1
-    assert [record.body["n"] for record in merged(path)] == list(range(20))
-    assert len(list(spool.folder.glob("*.jsonl"))) == 1
-    spool.finish(key, {"n": "done"})
-    spool.close()
-    assert [record.body["n"] for record in merged(path)] == [*range(20), "done"]
-
-
-def test_a_file_that_cannot_be_followed_by_another_goes_on(path, spool, monkeypatch, caplog):
-    """Where no second file can be made, the first one grows, and nothing is written twice or lost."""
-    spool.open_run("run", {"n": "open"})
-    spool.flush()
-    monkeypatch.setattr("negawatt.ledger.spool.FILE_BYTES", 1)
-    (first,) = spool.folder.glob("*.jsonl")
-
-    def refuse(folder):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("negawatt.ledger.spoolfile.SpoolFile.make", refuse)
-        for number in range(3):
-            spool.put("run", {"n": number})
-            spool.flush()
-    assert len(first.read_text().splitlines()) == 4
-    assert "grows long: No space left" in caplog.text
-    assert [record.body["n"] for record in merged(path)] == [0, 1, 2]
 
 
 def test_one_spool_per_process_and_ledger(path, tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -342,23 +341,6 @@ def test_a_folder_in_the_way_raises(tmp_path):
         with pytest.raises(LedgerError, match=r"(.|\n)*NEGAWATT_LEDGER=PATH"):
             Ledger.open(wrong)
         assert parts(fault(wrong)).fix
-
-
-@pytest.fixture
-def as_nobody():
-    """This process without the rights of root, in a folder that it may not write to."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o555)
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    yield folder
-    if root:
-        os.seteuid(0)
-    folder.chmod(0o755)
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
 
 
 def test_a_folder_without_write_permission_raises(as_nobody):

@@ -29,9 +29,36 @@ def test_a_run_inside_another_is_not_added(ledger):
     ledger.append("run", {"parent": outer}, workload="inner", energy_j=4.0, source="counter")
     ledger.append("run", {"parent": "never recorded"}, workload="orphan", energy_j=3.0, source="counter")
     assert ledger.totals() == [
-        Total(workload="orphan", kind="run", source="counter", records=1, unknown=0, energy_j=3.0),
-        Total(workload="outer", kind="run", source="counter", records=2, unknown=0, energy_j=20.0),
+        Total(workload="orphan", kind="run", source="counter", records=1, unknown=0, energy_j=3.0, energy_sd_j=None),
+        Total(workload="outer", kind="run", source="counter", records=2, unknown=0, energy_j=20.0, energy_sd_j=None),
     ]
+
+
+def test_what_a_run_used_after_its_parent_is_added(ledger):
+    """Joules from after the parent's end are in no other record: they count under the run's own name and source."""
+    ledger.append("run", {"energy_sd_j": 1.0}, workload="outer", energy_j=10.0, source="counter")
+    outer = ledger.records()[0].sequence
+    for beyond_j in (6.0, None, 0.0, "6"):
+        body = {"parent": outer, "beyond_j": beyond_j, "energy_sd_j": 0.8}
+        ledger.append("run", body, workload="daemon", energy_j=8.0, source="sampled")
+    body = {"parent": "never recorded", "beyond_j": 1.0, "energy_sd_j": 0.5}
+    ledger.append("run", body, workload="orphan", energy_j=3.0, source="counter")
+    assert [(t.workload, t.source, t.records, t.unknown, t.energy_j) for t in ledger.totals()] == [
+        ("daemon", "sampled", 1, 0, 6.0),
+        ("orphan", "counter", 1, 0, 3.0),
+        ("outer", "counter", 1, 0, 10.0),
+    ]
+    assert [t.energy_sd_j for t in ledger.totals()] == pytest.approx([0.6, 0.5, 1.0])
+
+
+def test_errors_add_as_if_all_went_the_same_way(ledger):
+    """The error of a sum is the most that it can be; it is unknown if a record with joules states none."""
+    for energy_j, body in ((1.0, {"energy_sd_j": 0.1}), (2.0, {"energy_sd_j": 0.3}), (None, {"energy_sd_j": None})):
+        ledger.append("run", body, workload="a", energy_j=energy_j)
+        ledger.append("run", body if energy_j != 2.0 else {}, workload="b", energy_j=energy_j)
+    first, second = ledger.totals()
+    assert first.energy_sd_j == pytest.approx(0.4)
+    assert (first.records, first.unknown, second.energy_j, second.energy_sd_j) == (3, 1, 3.0, None)
 
 
 def test_unknown_energies_are_counted_not_guessed(ledger):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,26 +16,41 @@ from negawatt.core.errors import UsageError
 
 if TYPE_CHECKING:
     from negawatt.metering.calibration import Calibration, Level, Point
-    from negawatt.metering.logs import WallColumns
     from negawatt.metering.session import Meter, Window
+    from negawatt.metering.wall import WallColumns
 
 STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Load steps, as parts of all CPUs."""
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _sensors = click.option("--sensor", "sensors", multiple=True, metavar="NAME", help="Meter only with this sensor.")
 _every = click.option("--every", "interval_s", type=click.FloatRange(0.1), default=1.0, show_default=True, help="[s]")
+_below = click.option("--below", is_flag=True, help="The wall meter may show less than sensors that only estimate.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """What is asked of a fit: to accept a wall below estimates, to keep nothing, to print JSON."""
+
+    below: bool
+    dry_run: bool
+    as_json: bool
 
 
 @click.group(cls=Commands, invoke_without_command=True, no_args_is_help=True)
 @click.option("--csv", "wall", type=_FILE, help="Log of the wall meter, with times.")
 @click.option("--metered", type=_FILE, help="Log of this host's meter: what `load` or `record` wrote meanwhile.")
 @click.option("--time-column", "time", default="", metavar="NAME", help="Column of the time in --csv.")
-@click.option("--power-column", "power", default="", metavar="NAME", help="Column of the power [W].")
+@click.option("--power-column", "power", default="", metavar="NAME", help="Column of the power in --csv.")
+@click.option("--power-unit", type=click.Choice(["mW", "W", "kW"]), help="Of it; default: as its header says, else W.")
 @click.option("--energy-column", "energy", default="", metavar="NAME", help="Column of the energy so far.")
-@click.option("--energy-unit", type=click.Choice(["J", "Wh", "kWh"]), default="Wh", show_default=True)
+@click.option(
+    "--energy-unit", type=click.Choice(["J", "kJ", "Wh", "kWh", "MWh"]), help="Of it; default: as its header says."
+)
+@click.option("--decimal", type=click.Choice([".", ","]), help="Decimal mark in --csv; default: as the numbers show.")
 @click.option("--utc-offset", "utc_offset_h", type=float, metavar="HOURS", help="Zone of times that name none.")
 @click.option("--point", "typed", multiple=True, metavar="METERED=WALL", help="Watts here and at the wall; 3 or more.")
 @_sensors
+@_below
 @click.option("--dry-run", is_flag=True, help="Fit and show, but keep nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @click.pass_context
@@ -49,25 +65,26 @@ def command(ctx: click.Context, /, **options: object) -> None:
     exactly these sensors, in the file NEGAWATT_CALIBRATION, by default in your state folder.
     """
     if ctx.invoked_subcommand is None:
-        _calibrate(**options)  # type: ignore[arg-type]
+        wish = _Wish(**{name: bool(options.pop(name)) for name in ("below", "dry_run", "as_json")})
+        _calibrate(wish, **options)  # type: ignore[arg-type]
 
 
 def _calibrate(
+    wish: _Wish,
     *,
     wall: Path | None,
     metered: Path | None,
     typed: tuple[str, ...],
     sensors: tuple[str, ...],
-    dry_run: bool,
-    as_json: bool,
     **columns: str | float | None,
 ) -> None:
-    from negawatt.metering.logs import WallColumns
+    from negawatt.metering.wall import WallColumns
 
     if typed and not (wall or metered):
-        _fit_typed([_point(text) for text in typed], sensors, dry_run=dry_run, as_json=as_json)
+        _fit_typed([_point(text) for text in typed], sensors, wish)
     elif wall and metered and not (typed or sensors):
-        _fit_logs(wall, metered, WallColumns(**columns), dry_run=dry_run, as_json=as_json)  # type: ignore[arg-type]
+        named = {name: value for name, value in columns.items() if value is not None}
+        _fit_logs(wall, metered, WallColumns(**named), wish)  # type: ignore[arg-type]
     else:
         raise UsageError(
             "neither two logs nor points alone",
@@ -106,9 +123,10 @@ def record(out: Path, seconds: float | None, interval_s: float, sensors: tuple[s
 @click.option("--ask", is_flag=True, help="Ask at each step what the wall meter shows, and calibrate with it.")
 @_every
 @_sensors
+@_below
 @click.option("--dry-run", is_flag=True, help="With --ask: keep nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --ask: print the calibration as JSON.")
-def load(  # noqa: PLR0913 -- the options of a command
+def load(
     *,
     out: Path | None,
     step_s: float,
@@ -116,8 +134,7 @@ def load(  # noqa: PLR0913 -- the options of a command
     ask: bool,
     interval_s: float,
     sensors: tuple[str, ...],
-    dry_run: bool,
-    as_json: bool,
+    **wishes: bool,
 ) -> None:
     """Make load steps (idle, 25, 50, 75, 100 % of the CPUs) and log what this host's sensors show.
 
@@ -133,7 +150,7 @@ def load(  # noqa: PLR0913 -- the options of a command
     with Meter.open(names=sensors) as meter:
         if ask:
             points = list(_asked(meter, step_s))
-            _finish(points, meter.scopes, [s.name for s in meter.sensors], dry_run=dry_run, as_json=as_json)
+            _finish(points, meter.scopes, [s.name for s in meter.sensors], _Wish(**wishes))
         if out and not ask:
             with meter.start() as window:
                 n = _write(out, meter, _stepped(window, interval_s, step_s, rounds))
@@ -157,16 +174,18 @@ def show(as_json: bool) -> None:  # noqa: FBT001
         click.echo(f"negawatt: none is kept in {default_path()}; `negawatt calibrate --help`", err=True)
 
 
-def _fit_typed(points: list[Point], sensors: tuple[str, ...], *, dry_run: bool, as_json: bool) -> None:
+def _fit_typed(points: list[Point], sensors: tuple[str, ...], wish: _Wish) -> None:
     from negawatt.metering.session import Meter
 
     with Meter.open(names=sensors) as meter:
-        _finish(points, meter.scopes, [s.name for s in meter.sensors], dry_run=dry_run, as_json=as_json)
+        _finish(points, meter.scopes, [s.name for s in meter.sensors], wish)
 
 
-def _fit_logs(wall: Path, metered: Path, columns: WallColumns, *, dry_run: bool, as_json: bool) -> None:
+def _fit_logs(wall: Path, metered: Path, columns: WallColumns, wish: _Wish) -> None:
     from negawatt.hardware.host import this_host
-    from negawatt.metering.logs import align, points, read_metered, read_wall
+    from negawatt.metering.logs import align, points, read_metered
+    from negawatt.metering.wall import read_wall
+    from negawatt.report import numbers
 
     ours, theirs = read_metered(metered), read_wall(wall, columns)
     here = this_host().fingerprint()
@@ -176,38 +195,64 @@ def _fit_logs(wall: Path, metered: Path, columns: WallColumns, *, dry_run: bool,
             "a calibration holds for one host",
             "calibrate on the host that made the log",
         )
-    lag_s, correlation = align(ours.trace, theirs)
+    click.echo(f"negawatt: {numbers.clean(f'read {wall}: {theirs.read_as}')}", err=True)
+    lag_s, correlation = align(ours.trace, theirs.trace)
     way = "ahead of" if lag_s > 0 else "behind"
     click.echo(
         f"negawatt: the wall meter's clock is {abs(lag_s):.1f} s {way} this host's (correlation {correlation:.2f})",
         err=True,
     )
-    _finish(points(ours, theirs, lag_s), ours.scopes, ours.sensors, lag_s=lag_s, dry_run=dry_run, as_json=as_json)
+    _finish(points(ours, theirs.trace, lag_s), ours.scopes, ours.sensors, wish, lag_s=lag_s)
 
 
 def _finish(
     points: Sequence[Point],
     scopes: Sequence[str],
     sensors: Sequence[str],
+    wish: _Wish,
     *,
     lag_s: float | None = None,
-    dry_run: bool,
-    as_json: bool,
 ) -> None:
-    """Fit, keep and show."""
+    """Fit, keep and show. Raises NegawattError after it was shown, if it is not worth keeping."""
     from negawatt.core.codec import to_json
     from negawatt.hardware.host import this_host
-    from negawatt.metering.calibration import fit, save
+    from negawatt.metering.calibration import DOUBTFUL_FRACTION, fault, fit, save
 
-    calibration, levels = fit(points, this_host(), scopes, sensors, lag_s=lag_s)
-    path = None if dry_run else save(calibration)
-    if as_json:
+    if wish.below:
+        _only_estimates(sensors)
+        click.echo("negawatt: these sensors only estimate; a wall meter below them is accepted", err=True)
+    calibration, levels = fit(points, this_host(), scopes, sensors, lag_s=lag_s, below=wish.below)
+    wild = fault(calibration)
+    path = None if wish.dry_run or wild else save(calibration)
+    if wish.as_json:
         document = {"calibration": to_json(calibration), "levels": to_json(levels), "path": path and str(path)}
         click.echo(json.dumps(document, indent=1, allow_nan=False))
     else:
         _print(levels)
         click.echo("\n".join(_lines(calibration)))
+    if wild:
+        raise wild
+    if calibration.error_fraction > DOUBTFUL_FRACTION:
+        click.echo(
+            f"negawatt: doubtful, as it errs by {100 * calibration.error_fraction:.0f} % at a load left out; longer "
+            "steps with nothing else running make it better",
+            err=True,
+        )
     click.echo(f"negawatt: kept in {path}" if path else "negawatt: nothing was kept", err=True)
+
+
+def _only_estimates(sensors: Sequence[str]) -> None:
+    """Raise UsageError if one of some sensors measures: then the wall meter cannot show less."""
+    from negawatt.core import registry
+
+    known = registry.sensors().members
+    for name in sensors:
+        if name not in known or known[name].info.source.measured:
+            raise UsageError(
+                f"--below with {name}",
+                "what is measured inside a machine has to come in through the wall meter",
+                "leave --below out, or use it with sensors that only estimate, such as cpu-model",
+            )
 
 
 def _print(levels: Sequence[Level]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
@@ -35,12 +35,19 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print it as JSO
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most the newest so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print whole records as JSON.")
 def list_records(kind: str | None, workload: str | None, limit: int, as_json: bool) -> None:  # noqa: FBT001
-    """List records, the newest last."""
-    records = _read(kind=kind, workload=workload, limit=limit)
+    """List records, the newest last.
+
+    ± is the standard deviation of the meter's error. The last column says what became of a run that did not end as it
+    should, and of which other one it is a part.
+    """
+    _check_kind(kind)
+    with _merged_ledger() as ledger:
+        records = [] if ledger is None else ledger.records(kind=kind, workload=workload, limit=limit)
+        around = {} if ledger is None or as_json else {key: ledger.find(key) for key in set(map(_parent, records))}
     if as_json:
         _say(records)
     elif records:
-        _print(records)
+        _print(records, {key: outer.id for key, outer in around.items() if outer})
 
 
 @command.command()
@@ -58,7 +65,9 @@ def show(record_id: int) -> None:
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write to FILE instead of stdout.")
 def export(form: str, out: Path | None) -> None:
     """Export all records. In CSV the last column is the body, as JSON."""
-    records, write = _read(), {"jsonl": _write_jsonl, "csv": _write_csv}[form]
+    with _merged_ledger() as ledger:
+        records = [] if ledger is None else ledger.records()
+    write = {"jsonl": _write_jsonl, "csv": _write_csv}[form]
     if out is None:
         write(records, sys.stdout)
         return
@@ -82,7 +91,8 @@ def total(kind: str | None, workload: str | None, as_json: bool) -> None:  # noq
     """Add up joules per workload, kind and source.
 
     Joules of different sources are not added, nor are kinds: a plan's joules hold those of its trials. Runs inside of
-    other runs are left out: the outer ones hold their joules.
+    other runs are left out: the outer ones hold their joules, but for those from after their end. The ± is the most
+    that the standard deviation can be: the sum of the records' own, as if all meters erred the same way.
     """
     _check_kind(kind)
     with _merged_ledger() as ledger:
@@ -124,23 +134,25 @@ def verify(head: str | None, as_json: bool) -> None:  # noqa: FBT001
 
 
 @command.command()
-@click.argument(
-    "folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
+@click.argument("places", metavar="[FOLDER|LEDGER]...", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @_as_json
-def merge(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
-    """Take in what processes have spooled, here or in each FOLDER.
+def merge(places: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
+    """Take in what processes have spooled, here or in each FOLDER, or all records of another LEDGER.
 
     Hosts that share a disk spool to one FOLDER there (NEGAWATT_SPOOL=FOLDER), and one of them merges it. Safe to
-    repeat: a record is taken once. Exit code 1: a spool was not understood; it was left as it is.
+    repeat: a record is taken once. Exit code 1: something was not understood, or not intact; it was left as it is.
     """
     from negawatt.ledger.merge import Merged
     from negawatt.ledger.store import Ledger
 
+    for place in places:
+        _check_place(place)
     merged = Merged()
     with Ledger.open() as ledger:
-        for folder in folders or (None,):
-            merged += ledger.merge(folder)
+        for place in places:
+            merged += ledger.merge(place) if place.is_dir() else ledger.merge_ledger(place)
+        if not places:
+            merged += ledger.merge()
     _warn_of(merged)
     if as_json:
         _say(merged)
@@ -148,6 +160,40 @@ def merge(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
         click.echo(f"{merged.added} added, {merged.interrupted} of them interrupted; {merged.known} known before")
     if merged.faults:
         sys.exit(1)
+
+
+def _is_database(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(16) == b"SQLite format 3\0"
+    except OSError as error:
+        raise LedgerError(f"cannot read {path}: {error.strerror}", "nothing was taken", "make it readable") from error
+
+
+def _check_place(place: Path) -> None:
+    """Raise for what is neither a ledger nor a folder; a word on stderr where there is less to take than it seems."""
+    from negawatt.ledger.merge import waiting
+    from negawatt.ledger.paths import spool_folder
+
+    if place.is_dir():
+        if not waiting(place):
+            spools = "spools are the files NAME.jsonl in the folder LEDGER.spool beside a ledger, or in NEGAWATT_SPOOL"
+            click.echo(f"negawatt: no spool in {place}, so there is nothing to take; {spools}", err=True)
+    elif not place.is_file():
+        raise UsageError(
+            f"{place} is neither a file nor a folder",
+            "there is nothing to take",
+            "name a ledger, or a folder of spools",
+        )
+    elif not _is_database(place):
+        raise LedgerError(
+            f"{place} is not a ledger",
+            "nothing was taken",
+            "name the SQLite file of a ledger; for spools (NAME.jsonl), name the folder that they are in",
+        )
+    elif waiting(spool_folder(place)):
+        more = spool_folder(place)
+        click.echo(f"negawatt: {more} has records that are not in {place}: `negawatt ledger merge {more}`", err=True)
 
 
 @command.command()
@@ -181,12 +227,18 @@ def _merged_ledger() -> Iterator[Ledger | None]:
     """The ledger with all that was spooled; None, with a word on stderr, if there is none: looking makes none."""
     from negawatt.ledger.merge import waiting
     from negawatt.ledger.paths import spool_folder
+    from negawatt.ledger.schema import may_write
     from negawatt.ledger.store import Ledger, default_path
 
     path = default_path()
     if not path.exists() and not waiting(spool_folder(path)):
         click.echo(f"negawatt: no ledger at {path} yet; {_START}", err=True)
         yield None
+        return
+    if path.exists() and not may_write(path):
+        click.echo(f"negawatt: {path} cannot be written here: what is spooled was not taken in", err=True)
+        with Ledger.open_read_only(path) as ledger:
+            yield ledger
         return
     with Ledger.open(path) as ledger:
         try:
@@ -209,12 +261,6 @@ def _check_kind(kind: str | None) -> None:
 
     if kind is not None and kind not in KINDS:
         raise UsageError(f"--kind {kind}", "no record is of that kind", f"use one of {', '.join(KINDS)}")
-
-
-def _read(kind: str | None = None, workload: str | None = None, limit: int | None = None) -> list[Record]:
-    _check_kind(kind)
-    with _merged_ledger() as ledger:
-        return [] if ledger is None else ledger.records(kind=kind, workload=workload, limit=limit)
 
 
 def _say(value: object) -> None:
@@ -246,29 +292,54 @@ def _write_csv(records: Sequence[Record], file: TextIO) -> None:
         writer.writerow({**plain, "body": json.dumps(plain["body"])})
 
 
-def _print(records: Sequence[Record]) -> None:
+def _print(records: Sequence[Record], ids: Mapping[str, int]) -> None:
     rows = []
     for r in records:
         written = r.created_utc[:19].replace("T", " ")
-        rows.append((str(r.id), written, r.kind, r.workload, r.phase, _energy(r.energy_j), r.source))
-    _table(("id", "written (UTC)", "kind", "workload", "phase", "energy", "source"), rows)
+        energy = _energy(r.energy_j, r.body.get("energy_sd_j"))
+        rows.append((str(r.id), written, r.kind, r.workload, r.phase, energy, r.source, _note(r, ids)))
+    _table(("id", "written (UTC)", "kind", "workload", "phase", "energy", "source", "note"), rows)
+
+
+def _parent(record: Record) -> str:
+    return str(record.body.get("parent") or "")
+
+
+def _note(record: Record, ids: Mapping[str, int]) -> str:
+    """What became of a run that did not end as it should, and of which other one it is a part."""
+    body, parent = record.body, _parent(record)
+    notes = ["interrupted"] if body.get("interrupted") else []
+    if body.get("error"):
+        notes.append(str(body["error"]).partition(":")[0])
+    if body.get("exit_code"):
+        notes.append(f"exit code {body['exit_code']}")
+    if body.get("signal"):
+        notes.append(str(body["signal"]))
+    if parent:
+        notes.append(f"part of #{ids[parent]}" if parent in ids else "part of a run that is not here")
+    return ", ".join(notes)
 
 
 def _print_totals(totals: Sequence[Total]) -> None:
     rows = [
-        (t.workload, t.kind, t.source, _energy(t.energy_j), str(t.records), str(t.unknown) if t.unknown else "")
+        (
+            t.workload, t.kind, t.source, _energy(t.energy_j, t.energy_sd_j), str(t.records),
+            str(t.unknown) if t.unknown else "",
+        )
         for t in totals
-    ]
+    ]  # fmt: skip
     _table(("workload", "kind", "source", "energy", "records", "of unknown energy"), rows)
 
 
-def _energy(energy_j: float | None) -> str:
+def _energy(energy_j: float | None, sd_j: object) -> str:
     from negawatt.report.numbers import energy
 
-    return "" if energy_j is None else energy(energy_j)
+    return "" if energy_j is None else energy(energy_j, sd_j if isinstance(sd_j, int | float) else None)
 
 
 _NUMBERS = ("id", "energy", "records", "of unknown energy")
+_FOLDED = ("workload", "note")
+_OPTIONAL = ("phase", "note", "of unknown energy")
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -278,8 +349,10 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from negawatt.report.numbers import clean
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
+    shown = [i for i, name in enumerate(names) if name not in _OPTIONAL or any(row[i] for row in rows)]
+    for i in shown:
+        justify: Literal["left", "right"] = "right" if names[i] in _NUMBERS else "left"
+        table.add_column(names[i], justify=justify, overflow="fold", no_wrap=names[i] not in _FOLDED)
     for row in rows:
-        table.add_row(*(clean(cell) for cell in row))
+        table.add_row(*(clean(row[i]) for i in shown))
     Console(markup=False, highlight=False, emoji=False).print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -35,6 +36,8 @@ def command(name: str | None, sensors: tuple[str, ...], record: Path | None, arg
     if record:
         record = record.absolute()
         _check_writable(record)
+    # What the ledger's background thread would log is said in the summary.
+    logging.getLogger("negawatt.ledger").addHandler(logging.NullHandler())
     with held_signals() as mask:
         status, run, key = _metered(argv, clean(name or Path(argv[0]).name), sensors, mask)
         _keep(run, key, record)

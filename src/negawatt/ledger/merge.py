@@ -79,6 +79,8 @@ def merge_folder(folder: Path, keep: Callable[[Sequence[Spooled]], Kept], wait_s
     if not folder.is_dir():
         return merged
     try:
+        if not any(path.suffix in (".jsonl", ".part") for path in folder.iterdir()):
+            return merged
         with only_merger(folder, wait_s):
             for path in sorted(folder.glob("*.jsonl")):
                 merged += _merge_file(path, keep)
@@ -93,7 +95,7 @@ def merge_folder(folder: Path, keep: Callable[[Sequence[Spooled]], Kept], wait_s
 
 
 def waiting(folder: Path) -> bool:
-    """Whether there is anything to merge."""
+    """Whether there are spools in a folder, as far as this user may see."""
     return next(folder.glob("*.jsonl"), None) is not None
 
 
@@ -113,17 +115,19 @@ def _merge_file(path: Path, keep: Callable[[Sequence[Spooled]], Kept]) -> Merged
         except ValueError as error:
             return Merged(faults=(f"{path}: {error}",))
         kept = keep([*content.records, *interrupted])
-        if dead and not kept.conflicting:
+        last_words = {spooled.entry.sequence for spooled in interrupted}
+        conflicting = kept.conflicting - last_words  # a run that is recorded already has ended in another file
+        if dead and not conflicting:
             _state_file(path).unlink(missing_ok=True)  # first: nobody looks for it without the other file
             path.unlink(missing_ok=True)
     finally:
         os.close(fd)
     return Merged(
         added=len(kept.added),
-        known=len(kept.known),
-        interrupted=len(kept.added & {spooled.entry.sequence for spooled in interrupted}),
+        known=len(kept.known) + len(kept.conflicting & last_words),
+        interrupted=len(kept.added & last_words),
         torn=int(dead and content.torn),
-        faults=tuple(f"{path}: the ledger has another record {name}" for name in sorted(kept.conflicting)),
+        faults=tuple(f"{path}: the ledger has another record {name}" for name in sorted(conflicting)),
     )
 
 

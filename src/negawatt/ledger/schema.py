@@ -85,6 +85,55 @@ def connect(path: Path, timeout_s: float) -> sqlite3.Connection:
     return db
 
 
+def connect_read_only(path: Path, timeout_s: float) -> sqlite3.Connection:
+    """A checked connection that writes nothing, to a ledger of this version.
+
+    Without a log beside it, nobody has a file open that cannot be written here, and it is read as it stands
+    (immutable): SQLite would make a log and an index, which its owner could not use afterwards.
+
+    Raises:
+        sqlite3.Error: if it cannot be opened.
+        LedgerError: for a file of another version or program, or with a log that cannot be read without its index.
+        OSError: if it is not there.
+    """
+    log, index = (path.with_name(f"{path.name}-{end}") for end in ("wal", "shm"))
+    if may_write(path):
+        mode = "rw"  # cleans up its log, as `ro` does not
+    elif log.exists() and index.exists():
+        mode = "ro"
+    elif log.exists() and log.stat().st_size:
+        raise LedgerError(
+            f"{path} cannot be written, and its newest records are in {log.name}, without the index {index.name}",
+            "without an index, they cannot be read in place, and would be missing",
+            f"copy both to a folder of yours: `cp {path} {log} FOLDER`, then NEGAWATT_LEDGER=FOLDER/{path.name}",
+        )
+    else:
+        mode = "ro&immutable=1"
+    path.stat()
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", timeout=timeout_s, isolation_level=None, uri=True)
+    try:
+        db.execute("PRAGMA query_only = ON")
+        found = _version(db, path)
+    except BaseException:
+        db.close()
+        raise
+    if found == SCHEMA:
+        return db
+    db.close()
+    raise LedgerError(
+        f"{path} is a ledger of format {found}" if found else f"{path} is empty: no ledger yet",
+        f"this negawatt reads format {SCHEMA}, and may not bring the file up to date here",
+        f"copy it to a folder of yours: `cp {path} FOLDER`, then NEGAWATT_LEDGER=FOLDER/{path.name}",
+    )
+
+
+def may_write(path: Path) -> bool:
+    """Whether this user may write a file, and make others beside it."""
+    effective = os.access in os.supports_effective_ids
+    wanted = ((path, os.W_OK), (path.absolute().parent, os.W_OK | os.X_OK))
+    return all(os.access(one, mode, effective_ids=effective) for one, mode in wanted)
+
+
 @cache
 def expected_objects() -> tuple[tuple[Any, ...], ...]:
     """What `chain.objects` gives for a ledger that nobody has tampered with."""
@@ -138,10 +187,12 @@ def _make_private(path: Path) -> None:
 
 def _version(db: sqlite3.Connection, path: Path) -> int:
     """Format of the file; 0 if it is still empty. Raises LedgerError for one that is not ours to write."""
-    version, application = (
-        int(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("user_version", "application_id")
-    )
-    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    # In one statement, and so of one moment: another process may be making the file.
+    row: tuple[int, int, int] = db.execute(
+        "SELECT user_version, application_id, (SELECT count(*) FROM sqlite_master) "
+        "FROM pragma_user_version, pragma_application_id"
+    ).fetchone()
+    version, application, tables = row
     if application == _APPLICATION_ID and 1 <= version <= SCHEMA:
         return version
     if application == _APPLICATION_ID and version > SCHEMA:

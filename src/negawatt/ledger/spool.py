@@ -1,15 +1,17 @@
 """Spool: records on their way to the ledger, so that measuring never waits for a disk.
 
-Each process appends to a file of its own in the folder `<ledger>.spool`, from a background thread, and any process
-merges these files into the ledger: every `negawatt ledger` command, and a spool that is closed.
+Each process appends to a file of its own in the folder `<ledger>.spool`: it hands each record to the system at once,
+and a background thread waits for the disk. Any process merges these files into the ledger: every `negawatt ledger`
+command, and a spool that is closed.
 
     spool = shared_spool()
     key = spool.open_run("run", {}, workload="train")
     spool.checkpoint(key, {"step": 100}, energy_j=512.0, source="counter")     # as often as you like
     spool.finish(key, {"step": 900}, energy_j=4608.0, source="counter")
 
-A process that is killed loses at most what it put within the last `FLUSH_S`. Runs that it had not finished are recorded
-as they were at their last checkpoint, with `"interrupted": true` in the body.
+However a process ends, what `put` and `finish` returned for is kept; a power cut takes at most the last `FLUSH_S`. Runs
+that were not finished are recorded as they were at a checkpoint at most `FLUSH_S` before, with `"interrupted": true` in
+the body. A disk that is full is waited for, with the records in memory (see `backlog`).
 
 Many hosts with one disk: SQLite's log does not work over a network share, so let every host spool to a folder there
 (NEGAWATT_SPOOL=FOLDER), each to files of its own, and let one host merge them into its local ledger with
@@ -30,17 +32,15 @@ from typing import TYPE_CHECKING, Any
 
 from negawatt.core.errors import LedgerError
 from negawatt.ledger import lines
+from negawatt.ledger.behind import WriteBehind, warn, warn_of_loss
 from negawatt.ledger.origin import next_sequence
 from negawatt.ledger.paths import default_path, shared_folder, spool_folder
-from negawatt.ledger.spoolfile import SpoolFile
 
 if TYPE_CHECKING:
     from negawatt.ledger.merge import Merged
 
 FLUSH_S = 2.0
-"""At most so much time passes before what was put is on the disk [s]."""
-FILE_BYTES = 8_000_000
-"""A longer file is followed by another: a merge reads whole files, and those of a living process each time."""
+"""At most so much time passes before what was put, or said of a run, is on the disk [s]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,17 +67,15 @@ class Spool:
         self._path = path or default_path()
         self._folder = folder or shared_folder() or spool_folder(self._path)
         self._exiting = False
+        self._told = ""
         self._forget()
         _SPOOLS.add(self)
 
     def _forget(self) -> None:
         """Start as if nothing had been put: at first, and in the child of a fork."""
-        self._lock = threading.RLock()
-        self._io = threading.RLock()
-        self._lines: list[str] = []
         self._open: dict[str, _OpenRun] = {}
-        self._open_changed = False
-        self._file: SpoolFile | None = None
+        self._behind = WriteBehind(self._folder, self._states)
+        self._lock = self._behind.lock
         self._no_thread()
 
     def _no_thread(self) -> None:
@@ -102,7 +100,7 @@ class Spool:
         source: str = "",
         power_curve: Sequence[tuple[float, float]] = (),
     ) -> str:
-        """Hand over one record; returns at once.
+        """Hand over one record; returns at once. It outlives this process, unless the disk is full.
 
         Args:
             kind: one of `checks.KINDS`.
@@ -126,8 +124,8 @@ class Spool:
             power_curve=power_curve,
         )  # fmt: skip
         with self._lock:
-            self._lines.append(text)
-        self._wake()
+            first_loss = self._behind.add(text)
+        self._handed_over(first_loss)
         return sequence
 
     def open_run(
@@ -148,7 +146,8 @@ class Spool:
         )
         with self._lock:
             self._open[sequence] = _OpenRun(kind=kind, workload=workload, phase=phase, campaign=campaign, line=text)
-            self._open_changed = True
+            self._behind.states_changed()
+            self._behind.begin()  # makes the file now, so that the end of a run need not
         self._wake()
         return sequence
 
@@ -172,7 +171,7 @@ class Spool:
         with self._lock:
             self._run(key)
             self._open[key] = replace(run, line=text)
-            self._open_changed = True
+            self._behind.states_changed()
         self._wake()
 
     def finish(
@@ -192,17 +191,17 @@ class Spool:
         )  # fmt: skip
         with self._lock:
             self._run(key)  # another thread may have finished it meanwhile
-            del self._open[key]
-            self._lines.append(text)
-            self._open_changed = True
-        self._wake()
+            first_loss = self._behind.add(text)
+            self._open.pop(key, None)
+            self._behind.states_changed()
+        self._handed_over(first_loss)
 
     def drop(self, key: str) -> None:
         """Forget a run that came to nothing. Raises LedgerError for a run that is not open in this process."""
         self._run(key)
         with self._lock:
             self._open.pop(key, None)
-            self._open_changed = True
+            self._behind.states_changed()
         self._wake()
 
     def flush(self) -> None:
@@ -210,25 +209,7 @@ class Spool:
 
         After a fork, the child flushes what the child put.
         """
-        with self._io:
-            with self._lock:
-                taken, self._lines = self._lines, []
-                changed, self._open_changed = self._open_changed, False
-                states = [run.line for run in self._open.values()]
-            nothing_to_take_back = self._file is None and not states
-            if not taken and (not changed or nothing_to_take_back):
-                return
-            try:
-                self._write(taken, states, changed=changed)
-            except OSError as error:
-                with self._lock:
-                    self._lines[:0] = taken
-                    self._open_changed = True
-                raise LedgerError(
-                    f"cannot write to the spool {self._folder}: {error.strerror}",
-                    "what is measured now waits in memory, and is lost if this process ends first",
-                    "make room and the folder writable, or name another ledger: NEGAWATT_LEDGER=PATH",
-                ) from error
+        self._behind.flush()
 
     def close(self) -> Merged | None:
         """Flush, end the file, and merge it into the ledger if it is beside it. Idempotent; a later `put` begins anew.
@@ -245,18 +226,18 @@ class Spool:
             self._stop.set()
             self._due.set()
             self._no_thread()
-        self.flush()
-        with self._io, self._lock:
-            file, self._file = self._file, None
-            if file is None:
+        try:
+            self.flush()
+        except LedgerError as error:
+            self._told = str(error)
+            raise
+        with self._behind.io, self._lock:
+            if not self._behind.end():
                 return None
             self._open.clear()
-            try:
-                file.end()
-            except OSError as error:  # all before it is on the disk, and that its lock is free says the same
-                _warn(f"the spool {file.path} could not be ended: {error.strerror}")
-            if self._lines:  # put by another thread in the meantime
-                self._wake()
+            waiting = self._behind.waiting  # put by another thread in the meantime
+        if waiting:
+            self._wake()
         return self._merge() if self._folder == spool_folder(self._path) else None
 
     def _merge(self) -> Merged | None:
@@ -286,12 +267,18 @@ class Spool:
             )
         return run
 
+    def _states(self) -> list[str]:
+        with self._lock:
+            return [run.line for run in self._open.values()]
+
+    def _handed_over(self, first_loss: bool) -> None:  # noqa: FBT001
+        if first_loss:
+            warn_of_loss(self._folder)
+        self._wake()
+
     def _wake(self) -> None:
         """See to it that the background thread writes soon."""
-        if self._exiting:  # no thread can be started any more
-            self.flush()
-            return
-        if self._thread is None:
+        if self._thread is None and not self._exiting:
             with self._lock:
                 if self._thread is None:
                     _at_exit_of_process()
@@ -300,30 +287,13 @@ class Spool:
                     )
                     try:
                         thread.start()
+                        self._thread = thread
                     except RuntimeError:  # the interpreter is on its way out already
                         self._exiting = True
-                        self.flush()
-                        return
-                    self._thread = thread
-        if not self._due.is_set():
+        if self._exiting:  # no thread can be started any more
+            self.flush()
+        elif not self._due.is_set():
             self._due.set()
-
-    def _write(self, taken: Sequence[str], states: Sequence[str], *, changed: bool) -> None:
-        """Put lines on the disk, and the state of the open runs if it changed. Raises OSError."""
-        if self._file is not None and self._file.gone:
-            self._file.leave()
-            self._file = None
-        if self._file is None:
-            self._file, changed = SpoolFile.make(self._folder), True
-        if taken:
-            self._file.append("".join(taken))
-        if changed:
-            self._file.set_open(states)
-        if self._file.bytes > FILE_BYTES:
-            try:
-                self._file = self._file.followed(states)
-            except OSError as error:
-                _warn(f"the spool {self._file.path} grows long: {error.strerror}")
 
 
 _SPOOLS: weakref.WeakSet[Spool] = weakref.WeakSet()
@@ -354,8 +324,8 @@ def _write_behind(spool: Spool, due: threading.Event, stop: threading.Event) -> 
         except LedgerError as error:
             due.set()  # try again
             if str(error) != said:
-                said = str(error)
-                _warn(said)
+                said = spool._told = str(error)  # noqa: SLF001 -- this module's own
+                warn(said)
 
 
 def _at_exit_of_process() -> None:
@@ -373,25 +343,19 @@ def _at_exit_of_process() -> None:
 
 def _close_all() -> None:
     for spool in list(_SPOOLS):
-        spool._exiting = True  # noqa: SLF001 -- this module's own
+        told, spool._exiting = spool._told, True  # noqa: SLF001 -- this module's own
         try:
             spool.close()
         except LedgerError as error:
-            _warn(str(error))
+            if str(error) != told:
+                warn(str(error))
 
 
 def _after_fork() -> None:
     """In the child: the parent writes what it put; the child starts with nothing, and a file of its own."""
     for spool in list(_SPOOLS):
-        if spool._file is not None:  # noqa: SLF001
-            spool._file.leave()  # noqa: SLF001
+        spool._behind.leave()  # noqa: SLF001
         spool._forget()  # noqa: SLF001
-
-
-def _warn(text: str) -> None:
-    import logging
-
-    logging.getLogger("negawatt.ledger").warning("%s", text)
 
 
 if hasattr(os, "register_at_fork"):

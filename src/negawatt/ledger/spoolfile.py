@@ -18,6 +18,8 @@ _numbers = count()  # merges go by name, so that a process's records stay in its
 class SpoolFile:
     """A spool file of this process, and beside it the state of the runs that are not finished.
 
+    What `append` has taken survives this process; what was there at a `sync`, a power cut too.
+
     Args:
         path: the file, NAME.jsonl.
         fd: open for appending, locked.
@@ -26,6 +28,8 @@ class SpoolFile:
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd
+        self._first_bytes = self.bytes
+        self._synced_bytes = 0
 
     @classmethod
     def make(cls, folder: Path) -> SpoolFile:
@@ -43,7 +47,6 @@ class SpoolFile:
             try_lock(fd)
             _write(fd, lines.header(writer))
             part.rename(path)
-            _sync_folder(folder)
         except BaseException:
             os.close(fd)
             part.unlink(missing_ok=True)
@@ -65,17 +68,40 @@ class SpoolFile:
         """How long it is. Raises OSError."""
         return os.fstat(self._fd).st_size
 
-    def append(self, text: str) -> None:
-        """Put whole lines on the disk. Raises OSError; then none of them is there."""
-        before = os.fstat(self._fd).st_size
-        try:
-            _write(self._fd, text)
-        except OSError:
-            os.ftruncate(self._fd, before)
-            raise
+    @property
+    def blank(self) -> bool:
+        """Whether it never held anything. Raises OSError."""
+        return self.bytes == self._first_bytes and not self._path.with_suffix(".open").exists()
 
-    def set_open(self, states: Sequence[str]) -> None:
-        """Put the lines of the unfinished runs on the disk in place of those before; all or none. Raises OSError."""
+    def append(self, text: str) -> None:
+        """Hand whole lines to the system, without waiting for the disk. Raises OSError; then none of them is there."""
+        _write(self._fd, text)
+
+    def sync(self) -> None:
+        """Wait until all lines, and the name of the file, are on the disk. Raises OSError."""
+        size = self.bytes
+        if size == self._synced_bytes:
+            return
+        os.fsync(self._fd)
+        if not self._synced_bytes:
+            _sync_folder(self._path.parent)
+        self._synced_bytes = size
+
+    def take_back(self) -> None:
+        """After a `sync` that failed: cut off the lines since the last one, or remove a file that never was whole."""
+        with suppress(OSError):  # what stays, and is written again, is merged once
+            if self._synced_bytes:
+                os.ftruncate(self._fd, self._synced_bytes)
+            else:
+                self._path.unlink(missing_ok=True)
+
+    def set_open(self, states: Sequence[str], *, sync: bool = True) -> None:
+        """Put the lines of the unfinished runs in place of those before; all or none. Raises OSError.
+
+        Args:
+            states: a line per run.
+            sync: whether to wait until they are on the disk.
+        """
         path = self._path.with_suffix(".open")
         if not states:
             path.unlink(missing_ok=True)
@@ -84,34 +110,24 @@ class SpoolFile:
         fd = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         try:
             _write(fd, lines.header(this_process()) + "".join(states))
+            if sync:
+                os.fsync(fd)
         finally:
             os.close(fd)
         part.rename(path)
-        _sync_folder(path.parent)
+        if sync:
+            _sync_folder(path.parent)
 
-    def followed(self, states: Sequence[str]) -> SpoolFile:
-        """End this file and go on in a new one. Raises OSError; then nothing has changed.
-
-        Args:
-            states: what `set_open` was given.
-        """
-        new = SpoolFile.make(self._path.parent)
-        try:
-            new.set_open(states)  # in both for a moment, word for word: should this process die now, a merge takes one
-            self.set_open(())
-        except OSError:
-            with suppress(OSError):
-                new.set_open(())
-                new.end()
-            raise
-        with suppress(OSError):  # all in it is on the disk, and that its lock is free says the same
-            self.end()
-        return new
+    def remove(self) -> None:
+        """Take a blank file away, and let go of it."""
+        self._path.unlink(missing_ok=True)
+        self.leave()
 
     def end(self) -> None:
         """Say that nothing follows, and let go of it. Raises OSError; it is let go of all the same."""
         try:
             self.append(lines.END)
+            self.sync()
         finally:
             self.leave()
 
@@ -122,10 +138,15 @@ class SpoolFile:
 
 
 def _write(fd: int, text: str) -> None:
-    data = memoryview(text.encode("ascii"))
-    while data:
-        data = data[os.write(fd, data) :]
-    os.fsync(fd)
+    """Write all of it, or take back what was written and raise OSError."""
+    data, done = memoryview(text.encode("ascii")), 0
+    try:
+        while done < len(data):
+            done += os.write(fd, data[done:])
+    except BaseException:
+        if done:
+            os.ftruncate(fd, os.fstat(fd).st_size - done)
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from negawatt.core.errors import LedgerError, UsageError
 from negawatt.ledger import chain, merge, retention
+from negawatt.ledger.absorb import absorb
 from negawatt.ledger.chain import Verified
 from negawatt.ledger.checks import KINDS, checked, json_text, plain, utc_now
 from negawatt.ledger.entry import Entry, Record
@@ -30,12 +31,32 @@ from negawatt.ledger.merge import Kept, Merged
 from negawatt.ledger.origin import next_sequence, this_process
 from negawatt.ledger.paths import default_path, spool_folder
 from negawatt.ledger.retention import KEEP_DAYS, RolledUp, Sample
-from negawatt.ledger.schema import SCHEMA, connect, expected_objects
+from negawatt.ledger.schema import SCHEMA, connect, connect_read_only, expected_objects
 from negawatt.ledger.spooled import Spooled
 
 __all__ = ["KINDS", "SCHEMA", "Ledger", "Record", "Total", "default_path", "fault"]
 
 _COLUMNS = ", ".join(field.name for field in fields(Record))
+
+
+# What each record adds: all of its joules, or those that its parent does not hold. The same share of its error.
+_TOTALS = """
+WITH own AS (
+    SELECT workload, kind, source, energy_j, json_extract(body, '$.energy_sd_j') AS sd_j,
+        CASE WHEN json_type(body, '$.beyond_j') IN ('real', 'integer') THEN json_extract(body, '$.beyond_j') ELSE 0 END
+            AS beyond_j,
+        EXISTS (SELECT 1 FROM records p WHERE p.machine_id = r.machine_id AND p.boot_id = r.boot_id
+            AND p.sequence = json_extract(r.body, '$.parent')) AS inside
+    FROM records r WHERE {where}
+), adds AS (
+    SELECT workload, kind, source, CASE WHEN inside THEN beyond_j ELSE energy_j END AS energy_j,
+        CASE WHEN inside AND energy_j > 0 THEN sd_j * beyond_j / energy_j ELSE sd_j END AS sd_j
+    FROM own WHERE NOT inside OR beyond_j > 0
+)
+SELECT workload, kind, source, count(*), count(*) - count(energy_j), sum(energy_j),
+    CASE WHEN count(energy_j) = count(sd_j) FILTER (WHERE energy_j IS NOT NULL) THEN sum(sd_j) END
+FROM adds GROUP BY workload, kind, source ORDER BY workload, kind, source
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +69,9 @@ class Total:
         source: evidence of the joules, or "".
         records: how many were added, those without an energy included.
         unknown: how many of them have no energy: the sum is too low by theirs.
-        energy_j: sum of the others; None if there are none.
+        energy_j: sum of the others; None if there are none [J].
+        energy_sd_j: the most that its standard deviation can be: the sum of theirs, as if all erred the same way; None
+            if one of them states none [J].
     """
 
     workload: str
@@ -57,6 +80,7 @@ class Total:
     records: int
     unknown: int
     energy_j: float | None
+    energy_sd_j: float | None
 
 
 def fault(path: Path) -> LedgerError | None:
@@ -113,6 +137,28 @@ class Ledger:
                 if code(error) not in PASSING or time.monotonic() > deadline_s:
                     raise explained(error, path) from error
             time.sleep(0.02)
+
+    @classmethod
+    def open_read_only(cls, path: Path, *, timeout_s: float = 30.0) -> Ledger:
+        """Open a ledger to look at it, without changing anything in its folder: an archive, or another user's.
+
+        Args:
+            path: the file.
+            timeout_s: how long to wait for other processes.
+
+        Raises:
+            LedgerError: if it cannot be read, is damaged, or is not a ledger of this version.
+        """
+        try:
+            return cls(path, connect_read_only(path, timeout_s))
+        except ERRORS as error:
+            raise explained(error, path) from error
+        except OSError as error:
+            raise LedgerError(
+                f"cannot read the ledger {path}: {error.strerror}",
+                "there is nothing to show",
+                "make it readable, or name another file",
+            ) from error
 
     @property
     def path(self) -> Path:
@@ -198,25 +244,18 @@ class Ledger:
     def totals(self, *, kind: str | None = None, workload: str | None = None) -> list[Total]:
         """Sums of energy, one per workload, kind and source, sorted; energies of different sources are never added.
 
-        A record whose body names as its "parent" another one that is here is a part of it, and is not added.
-        Nor are the sums to be added over kinds: a plan's joules hold those of its trials.
+        A record whose body names as its "parent" another one that is here is a part of it: only the joules from after
+        the parent's end are added, which its body gives as "beyond_j". Nor are the sums to be added over kinds: a
+        plan's joules hold those of its trials.
 
         Raises:
             LedgerError: if it cannot be read.
         """
         where, values = _where(kind=kind, workload=workload)
-        sums = (
-            "SELECT workload, kind, source, count(*), count(*) - count(energy_j), sum(energy_j) FROM records r "  # noqa: S608
-            f"WHERE {where} AND NOT EXISTS (SELECT 1 FROM records p WHERE p.machine_id = r.machine_id "
-            "AND p.boot_id = r.boot_id AND p.sequence = json_extract(r.body, '$.parent')) "
-            "GROUP BY workload, kind, source ORDER BY workload, kind, source"
-        )
         with self._reading():
-            rows = self._db.execute(sums, values).fetchall()
-        return [
-            Total(workload=w, kind=k, source=s, records=n, unknown=unknown, energy_j=energy_j)
-            for w, k, s, n, unknown, energy_j in rows
-        ]
+            rows = self._db.execute(_TOTALS.format(where=where), values).fetchall()
+        names = [field.name for field in fields(Total)]
+        return [Total(**dict(zip(names, row, strict=True))) for row in rows]
 
     def verify(self, head: str | None = None) -> Verified:
         """Check every record against the chain, the rules that keep it, and SQLite's own structure.
@@ -238,6 +277,21 @@ class Ledger:
             LedgerError: if the ledger cannot be written or the folder not read. What was not merged stays spooled.
         """
         return merge.merge_folder(folder or spool_folder(self._path), self._keep, wait_s)
+
+    def merge_ledger(self, path: Path) -> Merged:
+        """Take in the records and power curves of another ledger, such as another machine's; each record once.
+
+        Args:
+            path: the other file. It is only read, and what is spooled beside it is not taken.
+
+        Raises:
+            UsageError: if it is this ledger.
+            LedgerError: if it cannot be read, is not intact, or this one cannot be written; then nothing was taken.
+        """
+        if path.exists() and path.samefile(self._path):
+            raise UsageError(f"{path} is this ledger", "it has all of its records already", "name another one")
+        with Ledger.open_read_only(path) as other, self.writing():
+            return absorb(self._db, other._db, path)  # noqa: SLF001 -- one of this class
 
     def add_samples(self, run: str, points: Sequence[tuple[float, float]], *, scope: str = "") -> int:
         """Add to the power curve of a run.
