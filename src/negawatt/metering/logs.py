@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from statistics import fmean, median
 from negawatt.core.errors import UsageError
 from negawatt.metering.calibration import Point
 
-JOULES = {"J": 1.0, "Wh": 3.6e3, "kWh": 3.6e6}
 MAX_LAG_S = 300.0
 """Clocks that nobody sets drift by minutes; by hours only if the zone is wrong, and that is asked for."""
 CORRELATION = 0.8
@@ -26,6 +26,7 @@ SETTLING_FRACTION = 0.25
 WINDOW_S = 30.0
 """Length of the windows into which a log without load steps is cut [s]."""
 _GRID = 400
+_EPOCH_S = (1e9, 1e10)  # 2001 to 2286: counts of s, ms, us and ns do not overlap
 _MARK = "# negawatt calibrate "
 
 
@@ -71,25 +72,6 @@ class Metered:
     sensors: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WallColumns:
-    """How to read a wall meter's log.
-
-    Attributes:
-        time: column of the time; "": the only one whose name says time or date.
-        power: column of the power [W]; "": see `energy`, else the only one whose name says power or watt.
-        energy: column of the energy since some moment, or "".
-        energy_unit: of it: J, Wh or kWh.
-        utc_offset_h: the zone of times that name none [h]; None: they have to.
-    """
-
-    time: str = ""
-    power: str = ""
-    energy: str = ""
-    energy_unit: str = "Wh"
-    utc_offset_h: float | None = None  # h
-
-
 def write_metered(
     path: Path,
     fingerprint: str,
@@ -123,56 +105,25 @@ def write_metered(
 
 def read_metered(path: Path) -> Metered:
     """Read what `write_metered` wrote. Raises UsageError if it is something else."""
-    lines = _text(path).splitlines()
+    lines = read_text(path).splitlines()
     try:
         if not lines[0].startswith(_MARK):
             raise ValueError("its first line is missing")
         head = json.loads(lines[0].removeprefix(_MARK))
-        rows = [(_moment(r["time_utc"], None), float(r["energy_j"]), r["step"]) for r in csv.DictReader(lines[1:])]
+        rows = [(moment(r["time_utc"], None), float(r["energy_j"]), r["step"]) for r in csv.DictReader(lines[1:])]
         return Metered(
-            trace=_trace([(t, e) for t, e, _ in rows]),
+            trace=trace([(t, e) for t, e, _ in rows]),
             spans=tuple(_spans(rows)),
             fingerprint=head["fingerprint"],
             scopes=tuple(head["scopes"]),
             sensors=tuple(head["sensors"]),
         )
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, csv.Error) as error:
         raise UsageError(
             f"{path} is no log of this meter ({error})",
             "the wall meter has to be set against what these sensors showed",
             "make one: `negawatt calibrate load --out metered.csv`, or `record` beside your own load",
         ) from error
-
-
-def read_wall(path: Path, columns: WallColumns) -> Trace:
-    """Read a wall meter's log. Raises UsageError with what to type if a column or a time is not clear."""
-    rows = list(csv.DictReader(_text(path).splitlines()))
-    names = list(rows[0]) if rows else []
-    time_column = columns.time or _only(path, names, ("time", "date"), "--time-column")
-    energy = columns.energy
-    if energy and columns.power:
-        raise UsageError(
-            f"both --energy-column {energy} and --power-column {columns.power}",
-            "two columns may tell two different stories",
-            "give one; energy is better where the meter counts finely",
-        )
-    value_column = energy or columns.power or _only(path, names, ("power", "watt", "(w)", "[w]"), "--power-column")
-    points = []
-    for number, row in enumerate(rows, 2):
-        try:
-            points.append((_moment(row[time_column], columns.utc_offset_h), float(row[value_column])))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"{path}, line {number}: {error}",
-                "a row that is not understood would be left out unseen",
-                f"name the columns (it has {', '.join(names)}) and, for times without a zone, --utc-offset HOURS",
-            ) from error
-    points.sort()
-    if energy:
-        joules = JOULES[columns.energy_unit]
-        # A coarse counter stands still between its counts: only where it moves is its value known.
-        return _trace([(t, e * joules) for (_, e0), (t, e) in pairwise([(0.0, math.nan), *points]) if e != e0])
-    return _trace(list(_integrated(points)))
 
 
 def align(metered: Trace, wall: Trace) -> tuple[float, float]:
@@ -186,17 +137,24 @@ def align(metered: Trace, wall: Trace) -> tuple[float, float]:
     """
     length_s = metered.times_s[-1] - metered.times_s[0]
     step_s = max(1.0, length_s / _GRID, *(median(b - a for a, b in pairwise(t.times_s)) for t in (metered, wall)))
-    lag_s, best = 0.0, -1.0
+    lag_s, best = 0.0, -math.inf
     for lags in (_lags(0.0, MAX_LAG_S, step_s), None):
         for lag in lags or _lags(lag_s, step_s, step_s / 8):
             found = _correlation(metered, wall, lag, step_s)
             if found is not None and found > best + 1e-9:
                 lag_s, best = lag, found
+    if math.isinf(best):
+        ours, theirs = (f"{iso(t.times_s[0])} to {iso(t.times_s[-1])}" for t in (metered, wall))
+        raise UsageError(
+            f"the wall meter's log, {theirs}, covers less than half of this host's, {ours}",
+            "points from two different times would make a line that means nothing",
+            "let both run at once, and give the zone of the wall meter if its times name none: --utc-offset HOURS",
+        )
     if best < CORRELATION:
         raise UsageError(
             f"at no lag up to {MAX_LAG_S:.0f} s do the two logs go together (best correlation {best:.2f})",
             "points from two different times would make a line that means nothing",
-            "check that both ran at once over idle and load, and the zone of the wall meter: --utc-offset HOURS",
+            "check the column, and that both ran at once over idle and load",
         )
     return lag_s, best
 
@@ -251,10 +209,11 @@ def _correlation(metered: Trace, wall: Trace, lag_s: float, step_s: float) -> fl
         return None
     mean_x, mean_y = fmean(x for x, _ in pairs), fmean(y for _, y in pairs)
     spread = math.sqrt(sum((x - mean_x) ** 2 for x, _ in pairs) * sum((y - mean_y) ** 2 for _, y in pairs))
-    return sum((x - mean_x) * (y - mean_y) for x, y in pairs) / spread if spread > 0 else None
+    return sum((x - mean_x) * (y - mean_y) for x, y in pairs) / spread if spread > 0 else 0.0
 
 
-def _trace(points: Sequence[tuple[float, float]]) -> Trace:
+def trace(points: Sequence[tuple[float, float]]) -> Trace:
+    """Energy over time from moments [s] and joules so far [J]. Raises UsageError if they are too few or fall."""
     if len(points) < 2:
         raise UsageError(
             f"{len(points)} usable rows in a log",
@@ -262,22 +221,13 @@ def _trace(points: Sequence[tuple[float, float]]) -> Trace:
             "log for some minutes, over several loads",
         )
     for (t0, e0), (t1, e1) in pairwise(points):
-        if t1 <= t0 or e1 < e0 - 1e-6:
+        if t1 <= t0 or not e1 >= e0 - 1e-6:
             raise UsageError(
-                f"at {datetime.fromtimestamp(t1, UTC).isoformat()} the time stands still or the energy falls",
+                f"at {iso(t1)} the {'time stands still' if t1 <= t0 else 'energy falls'}",
                 "a clock that was set or a counter that was cleared breaks the log in two",
                 "cut the log so that it holds one unbroken part",
             )
     return Trace(times_s=tuple(t for t, _ in points), energy_j=tuple(e for _, e in points))
-
-
-def _integrated(points: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """Energy under a power by trapezoids."""
-    energy_j = 0.0
-    for i, (time_s, power_w) in enumerate(points):
-        if i:
-            energy_j += (power_w + points[i - 1][1]) / 2 * (time_s - points[i - 1][0])
-        yield time_s, energy_j
 
 
 def _spans(rows: Sequence[tuple[float, float, str]]) -> Iterator[tuple[str, float, float]]:
@@ -290,38 +240,46 @@ def _spans(rows: Sequence[tuple[float, float, str]]) -> Iterator[tuple[str, floa
             begin = i
 
 
-def _moment(text: str, utc_offset_h: float | None) -> float:
-    """Seconds since 1970 of an ISO 8601 time or a number of (milli)seconds. Raises ValueError."""
+def moment(text: str, utc_offset_h: float | None) -> float:
+    """Seconds since 1970 of an ISO 8601 time, a date such as 31.12.2025, or a count of s, ms, us or ns since 1970.
+
+    Raises:
+        ValueError: if it is none of them, or names no zone and none is given.
+    """
+    text = text.strip()
     try:
-        number = float(text)
+        number = float(text.replace(",", "."))
     except ValueError:
-        moment = datetime.fromisoformat(text.strip())
-        if moment.tzinfo is None:
+        dotted = re.fullmatch(r"(\d{1,2})\.(\d{1,2})\.(\d{4})[ ,T]+(\d{1,2})(:.*)", text)
+        if dotted:  # the day is first wherever dots are used
+            day, month, year, hour, rest = dotted.groups()
+            found = datetime.fromisoformat(f"{year}-{month:0>2}-{day:0>2} {hour:0>2}{rest}")
+        else:
+            found = datetime.fromisoformat(text)
+        if found.tzinfo is None:
             if utc_offset_h is None:
                 raise ValueError(f"time {text!r} names no zone") from None
-            moment = moment.replace(tzinfo=timezone(timedelta(hours=utc_offset_h)))
-        return moment.timestamp()
-    return number / 1000 if number > 1e11 else number
+            found = found.replace(tzinfo=timezone(timedelta(hours=utc_offset_h)))
+        number = found.timestamp()
+    else:
+        number /= next((per_s for per_s in (1e9, 1e6, 1e3) if number >= _EPOCH_S[0] * per_s), 1.0)
+    if not _EPOCH_S[0] <= number < _EPOCH_S[1]:
+        raise ValueError(f"time {text!r} lies outside of 2001 to 2286; seconds since a start are no time of day")
+    return number
 
 
-def _only(path: Path, names: Sequence[str], words: Sequence[str], option: str) -> str:
-    """The only column whose name holds one of some words."""
-    found = [name for name in names if any(word in name.lower() for word in words)]
-    if len(found) == 1:
-        return found[0]
-    raise UsageError(
-        f"{path} has {len(found) or 'no'} columns that may be meant ({', '.join(found or names) or 'it is empty'})",
-        "the wrong column would make a line that means nothing",
-        f"name it: {option} NAME",
-    )
+def iso(time_s: float) -> str:
+    """A moment in ISO 8601, for messages."""
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds")
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8. Raises UsageError if it is not there, or something else."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{path} cannot be read ({error})",
             "there is nothing to calibrate with",
-            "name a CSV file that you may read",
+            "name a CSV file in UTF-8 that you may read",
         ) from error
