@@ -332,7 +332,8 @@ def main() -> None:
         return
     names = {
         "import_cpu_s": "import CPU-s", "start_cpu_s": "start CPU-s", "begin_ms": "begin ms", "end_ms": "end ms",
-        "young_background_cpu_s_per_s": "first 10 s CPU-s/s", "background_cpu_s_per_s": "then CPU-s/s", "rss_mb": "RSS MB",
+        "young_background_cpu_s_per_s": "first 10 s CPU-s/s", "background_cpu_s_per_s": "then CPU-s/s",
+        "rss_mb": "RSS MB",
     }  # fmt: skip
     print(f"{'case':<16}" + "".join(f"{title:>20}" for title in names.values()))
     for row in result["table"]:
