@@ -18,6 +18,10 @@ Without a fault, the counter of a processor moves every millisecond, that of a G
 of a GPU is brought up to date every 20 ms, is the mean over that time and flickers by 0.2 %. A100 and H100 look a
 quarter of the time: here that is a fault ("part-time sensor"), and the sensor flags every reading of theirs.
 
+The socket that hwmon reads has a counter that moves every millisecond; its chips that show means over 0.1 to 1 s are
+faults. A BMC shows means over a second, up to two seconds late, so its short windows are flagged without a fault, too,
+and do not count in `flagged_fraction`.
+
 Four runs that overlap on one host are metered, too: their parts over the host's joules is `host_sum_ratio`. And a few
 windows run live in real time: RAPL's files, and GPUs in a process of their own that finds the fake library as it
 would find the driver's.
@@ -260,7 +264,8 @@ def report(scenarios: int, seed: int, jobs: int, *, quick: bool) -> dict:
                 metrics[f"{backend.name}_{name}"] = mine[0][name]
             metrics[f"{backend.name}_flagged_fraction"] = mine[1]["flagged_fraction"]
     metrics["error_max_fraction"] = max(metrics[f"{backend.name}_error_max_fraction"] for backend in BACKENDS)
-    metrics["flagged_fraction"] = max(metrics[f"{backend.name}_flagged_fraction"] for backend in BACKENDS)
+    fast = [backend for backend in BACKENDS if not backend.slow]
+    metrics["flagged_fraction"] = max(metrics[f"{backend.name}_flagged_fraction"] for backend in fast)
     coverages = [metrics[f"{backend.name}_coverage_fraction"] for backend in BACKENDS]
     metrics["coverage_fraction"] = max(coverages, key=lambda coverage: abs(coverage - 0.95))
     metrics["host_sum_ratio"] = host_sum_ratio()

@@ -15,10 +15,13 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from negawatt.core.reading import Sensor
-from negawatt.metering.sensors import nvidia, rapl
+from negawatt.core.host import Host
+from negawatt.core.reading import Probe, Sensor, SensorInfo
+from negawatt.hardware.bmc import Answer
+from negawatt.metering.sensors import hwmon, nvidia, rapl, redfish
 from negawatt.testing import (
     Load,
+    ManualClock,
     SimulatedGpu,
     SimulatedNvml,
     SimulatedPowercap,
@@ -26,6 +29,7 @@ from negawatt.testing import (
     random_load,
     true_joules,
 )
+from negawatt.testing.hwmon import SimulatedHwmon
 from negawatt.testing.nvml import AMPERE, GPU_IS_LOST, HOPPER, NO_PERMISSION, NOT_SUPPORTED, PASCAL, VOLTA
 
 
@@ -70,6 +74,8 @@ class Backend:
     name: str
     faults: tuple[str, ...]
     stage: Callable[[Scenario], Stage]
+    slow: bool = False
+    """Whether it shows a load seconds late, so that a flag on a window of seconds is right without a fault, too."""
 
 
 def scaled(load: Load, gain: float, offset_w: float = 0.0) -> Load:
@@ -200,10 +206,92 @@ def nvidia_stage(scenario: Scenario, *, counter: bool) -> Stage:
     )
 
 
+# ---- hwmon ----------------------------------------------------------------------------------------------------------
+
+HWMON_FAULTS = ("Jetson rail", "GPU mean", "ACPI meter", "frozen socket", "frozen rail", "no permission", "vanished")
+
+
+def hwmon_stage(scenario: Scenario) -> Stage:
+    """A processor socket with an energy counter; as faults, chips that show a mean over 0.1 to 1 s."""
+    rng, fault = scenario.rng, scenario.fault
+    gain = rng.gauss(1.0, hwmon.GAIN_SD_FRACTION)
+    load = scenario.load(20.0, 250.0)
+    layouts: dict[str, dict[str, object]] = {
+        "Jetson rail": {"rails": ("VDD_IN",), "refresh_s": rng.uniform(0.01, 0.1)},
+        "frozen rail": {"rails": ("VDD_IN",), "refresh_s": rng.uniform(0.01, 0.1)},
+        "GPU mean": {"gpus": ("0000:03:00.0",), "refresh_s": rng.uniform(0.001, 0.1)},
+        "ACPI meter": {"meter_mean_s": 1.0, "refresh_s": rng.uniform(0.1, 1.0), "accuracy": "0.0%"},
+    }
+    layout = layouts.get(fault, {"sockets": 1, "refresh_s": 1e-3})
+    chips = SimulatedHwmon(
+        root=new_folder() / "hwmon", others=(), load=load, scale=gain, noise_fraction=0.002, **layout
+    )
+    truth_j = true_joules(load.points, scenario.begin_s, scenario.end_s)
+    strikes = {
+        "frozen socket": chips.freeze,
+        "frozen rail": chips.freeze,
+        "no permission": lambda: chips.permit(allowed=False),
+        "vanished": chips.vanish,
+    }
+    return Stage(
+        sensor=hwmon.HwmonSensor(chips.root, environ={}, read=chips.read, clock=chips.clock),
+        clock=chips.clock,
+        advance=chips.advance,
+        truth_j=truth_j,
+        unbiased_j=truth_j * gain,
+        strikes=((scenario.middle_s, strikes[fault]),) if fault in strikes else (),
+    )
+
+
+# ---- Redfish --------------------------------------------------------------------------------------------------------
+
+BMC_FAULTS = ("power only", "frozen", "restarted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedBmc:
+    """A sensor over the answers of a BMC, without the network and the thread that asks."""
+
+    info: SensorInfo
+    probe: Probe
+
+    def available(self, host: Host) -> None:
+        """It is."""
+
+    def open(self) -> tuple[Probe]:
+        """The machine's probe."""
+        return (self.probe,)
+
+
+def bmc_stage(scenario: Scenario) -> Stage:
+    """A machine whose BMC has new numbers every second: of energy and power or, as a fault, of power only."""
+    rng, clock, load = scenario.rng, ManualClock(), scenario.load(200.0, 900.0)
+    gain, late_s, faults = rng.gauss(1.0, redfish.GAIN_SD_FRACTION), rng.uniform(0.0, 1.0), set[str]()
+
+    def answer() -> Answer:
+        now_s = math.floor(clock() if "frozen" not in faults else scenario.begin_s) - late_s
+        before_j, now_j = (gain * load.joules_to(time_s) for time_s in (now_s - 1.0, now_s))
+        count_j = None if scenario.fault == "power only" else now_j if "restarted" in faults else 1e6 + now_j
+        return Answer(power_w=round(now_j - before_j), energy_j=count_j)
+
+    truth_j = true_joules(load.points, scenario.begin_s, scenario.end_s)
+    struck = scenario.fault in ("frozen", "restarted")
+    return Stage(
+        sensor=SimulatedBmc(info=redfish.sensor.info, probe=redfish.probe_of(answer, answer(), clock, 1.0)),
+        clock=clock,
+        advance=clock.advance,
+        truth_j=truth_j,
+        unbiased_j=truth_j * gain,
+        strikes=((scenario.middle_s, lambda: faults.add(scenario.fault)),) if struck else (),
+    )
+
+
 BACKENDS = (
     Backend(name="rapl", faults=RAPL_FAULTS, stage=rapl_stage),
     Backend(name="nvidia_counter", faults=COUNTER_FAULTS, stage=partial(nvidia_stage, counter=True)),
     Backend(name="nvidia_sampled", faults=SAMPLED_FAULTS, stage=partial(nvidia_stage, counter=False)),
+    Backend(name="hwmon", faults=HWMON_FAULTS, stage=hwmon_stage),
+    Backend(name="redfish", faults=BMC_FAULTS, stage=bmc_stage, slow=True),
 )
 ROOT: str
 NVML: SimulatedNvml

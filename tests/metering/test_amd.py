@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -39,19 +38,16 @@ def mi250() -> list[FakeAmdGpu]:
     ]  # fmt: skip
 
 
-def run(smi: FakeAmdsmi, sensor: AmdSensor, load: list[tuple[float, float]], tick_s: float = 1.0) -> list[Reading]:
-    """Readings of a window that is folded every ten ticks, as a meter does it."""
-    readings = []
-    for probe in sensor.open():
-        states = [probe.snapshot()]
-        for seconds, power_w in load:
-            for _ in range(round(seconds / tick_s)):
-                smi.advance(tick_s, power_w)
-                states.append(probe.snapshot())
-        folded = [*states[:-1:10], states[-1]] if probe.period_s == 10.0 else states
-        parts = [probe.reading(a, b) for a, b in pairwise(folded)]
-        readings.append(sum(parts[1:], parts[0]))
-    return readings
+def run(smi: FakeAmdsmi, sensor: AmdSensor, load: list[tuple[float, float]], tick_s: float = 0.1) -> list[Reading]:
+    """Readings of a window under these powers, each for some seconds, that is looked at every tick."""
+    probes = sensor.open()
+    smi.advance(0.0, load[0][1])
+    starts = [probe.snapshot() for probe in probes]
+    for seconds, power_w in load:
+        for _ in range(round(seconds / tick_s)):
+            smi.advance(tick_s, power_w)
+            ends = [probe.snapshot() for probe in probes]
+    return [probe.reading(start, end) for probe, start, end in zip(probes, starts, ends, strict=True)]
 
 
 class TestAmdCounter(SensorContract):
@@ -80,14 +76,15 @@ class TestAmdPower(TestAmdCounter):
 
 
 def test_a_step_is_within_the_stated_error() -> None:
-    """The counter gives the joules of a step load, and integrated power is within its 95 % interval."""
+    """Counter and integrated power are within their 95 % intervals; that of a mean over a second is wide, and said."""
     for counter, source in ((1.0, Source.COUNTER), (None, Source.SAMPLED)):
         smi, sensor = sensor_of(FakeAmdGpu(counter_factor=counter))
         sensor.open()
         before_j = smi.gpus[0].energy_j
         (reading,) = run(smi, sensor, [(7.0, 90.0), (20.0, 400.0), (5.0, 90.0)])
         truth_j = smi.gpus[0].energy_j - before_j
-        assert (reading.source, reading.flags) == (source, ())
+        assert reading.source is source
+        assert ["up to 1 s late" in flag for flag in reading.flags] == [True] * (source is Source.SAMPLED)
         assert abs(reading.energy_j - truth_j) <= 1.96 * reading.random_sd_j + 0.01
 
 
@@ -95,10 +92,10 @@ def test_a_step_is_within_the_stated_error() -> None:
 def test_a_broken_counter_is_replaced_by_power_and_said(factor: float, says: str) -> None:
     """A counter that is frozen, or a hundredth of the truth, is not used, and every reading says why."""
     smi, sensor = sensor_of(FakeAmdGpu(counter_factor=factor))
-    (reading,) = run(smi, sensor, [(10.0, 250.0)])
+    (reading,) = run(smi, sensor, [(40.0, 250.0)])
     assert reading.source is Source.SAMPLED
     assert [says in flag for flag in reading.flags] == [True]
-    assert reading.energy_j == pytest.approx(2500.0, rel=0.05)
+    assert reading.energy_j == pytest.approx(10_000.0, rel=0.05)
 
 
 def test_a_counter_that_goes_wrong_later_is_noticed() -> None:
@@ -112,14 +109,14 @@ def test_a_counter_that_goes_wrong_later_is_noticed() -> None:
         probe.reading(start, probe.snapshot())
     smi.gpus[0].counter_factor = 0.01
     (reading,) = run(smi, sensor, [(20.0, 200.0)])
-    assert [flag.startswith("the energy counter gave 20") for flag in reading.flags] == [True] * len(reading.flags)
-    assert reading.flags
+    assert any(flag.startswith("its counter says 40 J") for flag in reading.flags), reading.flags
 
 
 def test_states_of_two_probes_are_not_compared_by_power() -> None:
     """A state that another process wrote down still gives the counter's joules, without a check that it cannot bear."""
     smi, sensor = sensor_of(FakeAmdGpu())
     (one,), (other,) = sensor.open(), sensor.open()
+    smi.advance(0.0, 150.0)
     start = one.snapshot()
     for _ in range(8):
         smi.advance(1.0, 150.0)

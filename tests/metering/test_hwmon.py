@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,7 +15,9 @@ from negawatt.core.errors import NeedsPrivilegeError, SensorError
 from negawatt.core.host import Host
 from negawatt.core.reading import Reading, Source
 from negawatt.hardware.host import this_host
+from negawatt.metering.select import open_best
 from negawatt.metering.sensors.hwmon import HwmonSensor
+from negawatt.metering.session import Meter
 from negawatt.testing import SensorContract
 from negawatt.testing.hwmon import SimulatedHwmon
 from negawatt.testing.load import KINDS, random_load
@@ -34,22 +35,25 @@ def simulate(
     return simulation, HwmonSensor(simulation.root, environ=environ or {}, read=simulation.read, clock=simulation.clock)
 
 
+def metered(simulation: SimulatedHwmon, sensor: HwmonSensor, seconds: float) -> list[Reading]:
+    """Readings of a window, polled as the background thread of a meter polls it."""
+    with Meter(open_best({"hwmon": sensor}, LINUX), simulation.clock, background=False) as meter:
+        window, end_s = meter.start(), simulation.clock() + seconds
+        while (left_s := end_s - simulation.clock()) > 1e-9:
+            wait_s = meter.poll_s
+            simulation.advance(min(wait_s, left_s))
+            if wait_s < left_s:
+                meter.poll()
+        return list(window.stop())
+
+
 def run(simulation: SimulatedHwmon, sensor: HwmonSensor, load: list[tuple[float, float]]) -> list[Reading]:
-    """Readings of a window that is read as often as the probes want it."""
-    probes = sensor.open()
-    tick_s = min((probe.period_s for probe in probes if probe.period_s), default=1.0)
-    states = [[probe.snapshot()] for probe in probes]
+    """Readings of a window under these powers, each for some seconds."""
+    at_s = simulation.clock()
     for seconds, power_w in load:
-        for _ in range(round(seconds / tick_s)):
-            simulation.advance(tick_s, power_w)
-            for probe, mine in zip(probes, states, strict=True):
-                mine.append(probe.snapshot())
-    readings = []
-    for probe, mine in zip(probes, states, strict=True):
-        pairs = pairwise(mine) if probe.period_s else [(mine[0], mine[-1])]
-        parts = [probe.reading(a, b) for a, b in pairs]
-        readings.append(sum(parts[1:], parts[0]))
-    return readings
+        simulation.load.extend([(at_s, power_w), (at_s + seconds, power_w)])
+        at_s += seconds
+    return metered(simulation, sensor, at_s - simulation.clock())
 
 
 class TestSimulatedHwmon(SensorContract):
@@ -106,36 +110,33 @@ def test_no_joule_is_taken_twice(tmp_path: Path, layout: dict[str, Any], scopes:
 )
 @pytest.mark.parametrize("begin_s", [0.0, 0.35, 2.5])
 def test_a_step_is_within_the_stated_error(tmp_path: Path, layout: dict[str, Any], begin_s: float) -> None:
-    """However late and averaged a chip shows it, the joules of a step load are inside the 95 % interval."""
+    """However late a chip shows it, the joules of a step are in the 95 % interval, and flagged if that is wide."""
     simulation, sensor = simulate(tmp_path, **layout)
     simulation.advance(20.0 + begin_s, 40.0)
     before_j = simulation.energy_j
     (reading,) = run(simulation, sensor, [(12.0, 40.0), (30.0, 340.0)])
     assert abs(reading.energy_j - (simulation.energy_j - before_j)) <= 1.96 * reading.random_sd_j + 0.5
-    assert reading.flags == ()
+    slow = "gpus" in layout or "meter_mean_s" in layout
+    assert ["missed at its edges" in flag for flag in reading.flags] == [True] * slow
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_interval_covers_random_loads(tmp_path: Path, kind: str) -> None:
-    """Over windows of 2 to 60 s of a GPU's work, shown late and averaged, 93 % of the truths or more are inside."""
+    """Over windows of 2 to 30 s of a GPU's work, shown late and averaged, 93 % of the truths or more are inside."""
     random, inside = Random(kind), 0
     for scenario in range(40):
         simulation, sensor = simulate(
             tmp_path / str(scenario),
             gpus=(GPU,),
             others=(),
-            load=random_load(random, 120.0, 20.0, 300.0, kind),
+            load=random_load(random, 60.0, 20.0, 300.0, kind),
             time_s=random.uniform(12.0, 20.0),
             refresh_s=random.uniform(0.001, 0.4),
         )
-        (probe,) = sensor.open()
-        states, before_j = [probe.snapshot()], simulation.energy_j
-        for _ in range(random.randint(2, 60)):
-            simulation.advance(1.0)
-            states.append(probe.snapshot())
-        parts = [probe.reading(a, b) for a, b in pairwise(states)]
-        reading = sum(parts[1:], parts[0])
-        inside += abs(reading.energy_j - (simulation.energy_j - before_j)) <= 1.96 * reading.random_sd_j
+        before_j = simulation.energy_j
+        (reading,) = metered(simulation, sensor, random.uniform(2.0, 30.0))
+        truth_j = simulation.energy_j - before_j
+        inside += abs(reading.energy_j - truth_j) <= 1.96 * reading.random_sd_j + 1e-6 * truth_j
     assert inside >= 37
 
 
@@ -150,8 +151,6 @@ def test_sources_are_those_of_the_chip(tmp_path: Path) -> None:
 def test_an_acpi_meter_states_its_own_error(tmp_path: Path) -> None:
     """Accuracy becomes the gain, the averaging time the delay; without accuracy the assumption stays."""
     simulation, sensor = simulate(tmp_path / "a", meter_mean_s=4.0, accuracy="97.0%")
-    (probe,) = sensor.open()
-    assert probe.period_s == 5.0
     assert run(simulation, sensor, [(20.0, 90.0)])[0].gain_sd_fraction == pytest.approx(0.015)
     unsure, sensor = simulate(tmp_path / "b", meter_mean_s=1.0, accuracy="0.0%")
     assert run(unsure, sensor, [(20.0, 90.0)])[0].gain_sd_fraction == 0.05

@@ -13,7 +13,8 @@ from negawatt.core.errors import NeedsPrivilegeError, SensorError
 from negawatt.core.host import Host
 from negawatt.core.reading import Source
 from negawatt.hardware.host import this_host
-from negawatt.metering.sensors.rapl import RaplProbe, RaplSensor
+from negawatt.metering.probes import CounterProbe
+from negawatt.metering.sensors.rapl import RaplSensor
 from negawatt.metering.session import Meter
 from negawatt.testing import Load, SensorContract, SimulatedPowercap, true_joules
 
@@ -138,7 +139,7 @@ def test_a_garbled_tree_is_refused(tmp_path: Path) -> None:
         RaplSensor(simulation.root).open()
 
 
-def snapshot_after(probe: RaplProbe, change: Any) -> None:
+def snapshot_after(probe: CounterProbe, change: Any) -> None:
     change()
     probe.snapshot()
 

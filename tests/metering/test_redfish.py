@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from negawatt.core.reading import Source
 from negawatt.hardware.bmc import Answer, BmcAddress
 from negawatt.hardware.host import this_host
 from negawatt.metering.sensors import redfish
-from negawatt.metering.sensors.redfish import Follower, RedfishProbe, RedfishSensor
+from negawatt.metering.sensors.redfish import Follower, RedfishSensor, probe_of
 from negawatt.testing import ManualClock, SensorContract
 from negawatt.testing.load import Load
 from negawatt.testing.redfish import FakeBmc
@@ -102,7 +103,7 @@ def test_a_strange_answer_is_an_error() -> None:
 
     follower = Follower(ask, lambda: None, time.perf_counter, PACE_S)
     with pytest.raises(SensorError, match=r"cannot be understood \(TypeError") as caught:
-        follower.state(1.0)
+        follower.latest(1.0)
     assert all((caught.value.got, caught.value.why, caught.value.fix))
 
 
@@ -121,8 +122,10 @@ def test_one_thread_and_it_ends(bmc: FakeBmc) -> None:
     """Opening starts no thread, windows share one, and when nobody asks any more it ends and begins anew."""
     (probe,) = sensor_of(bmc).open()
 
+    before = set(threading.enumerate())
+
     def threads() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if thread is probe._follower._thread]
+        return [t for t in threading.enumerate() if t.name == "negawatt-bmc" and t not in before]
 
     assert not threads()
     first = probe.snapshot()
@@ -131,9 +134,24 @@ def test_one_thread_and_it_ends(bmc: FakeBmc) -> None:
     thread.join(5.0)
     assert not thread.is_alive()
     time.sleep(0.05)
-    reading = probe.reading(first, probe.snapshot())
-    assert reading.flags == ("the BMC was not asked all the time",)
-    assert reading.energy_j > 0
+    assert probe.reading(first, probe.snapshot()).energy_j > 0
+    assert len(threads()) == 1
+
+
+class Shown:
+    """A BMC's latest answer, as a script of the time gives it."""
+
+    def __init__(self, answer: Callable[[float], Answer], pace_s: float = 1.0) -> None:
+        self.clock = ManualClock()
+        self.answer = answer
+        self.probe: Any = probe_of(lambda: answer(self.clock()), answer(0.0), self.clock, pace_s)
+
+    def after(self, seconds: float, step_s: float = 0.5) -> Any:
+        """The state after some time in which it was looked at every step."""
+        for _ in range(round(seconds / step_s)):
+            self.clock.advance(step_s)
+            state = self.probe.snapshot()
+        return state
 
 
 def test_late_averaged_power_is_covered() -> None:
@@ -145,83 +163,57 @@ def test_late_averaged_power_is_covered() -> None:
             at_s = load.times_s[-1]
             power_w = random.uniform(80.0, 600.0)
             load.extend([(at_s, power_w), (at_s + random.expovariate(1 / 8), power_w)])
-        clock, late_s = ManualClock(), random.uniform(0.0, 1.0)
-        clock.advance(5.0)
+        late_s = random.uniform(0.0, 1.0)
 
-        def ask(load: Load = load, late_s: float = late_s, clock: ManualClock = clock) -> Answer:
-            clock.advance(0.2)
-            shown_s = int(clock() - late_s)  # a new number every second
+        def answer(now_s: float, load: Load = load, late_s: float = late_s) -> Answer:
+            shown_s = int(now_s - late_s)  # a new number every second
             return Answer(power_w=load.joules_to(shown_s) - load.joules_to(shown_s - 1), energy_j=None)
 
-        follower = Follower(ask, lambda: None, clock, 1.0)
-        probe = RedfishProbe(follower, counts=False, flags=(), period_s=10.0, timeout_s=1.0)
-        states = []
-        for _ in range(random.randint(10, 50)):
-            follower.advance()
-            states.append(follower._state)
-            clock.advance(0.8)
-        start, end = states[3], states[-1]
-        assert start is not None
-        assert end is not None
-        reading = probe.reading(start, end)
+        bmc = Shown(answer)
+        start = bmc.after(5.0)
+        end = bmc.after(random.uniform(5.0, 50.0))
+        reading = bmc.probe.reading(start, end)
         truth_j = load.joules_to(end.time_s) - load.joules_to(start.time_s)
         inside += abs(reading.energy_j - truth_j) <= 1.96 * reading.random_sd_j
     assert inside >= 190
 
 
-def test_the_counter_s_own_pace_is_learnt() -> None:
-    """A counter that moves every 20 s makes the error larger, and a window without a move is flagged."""
-    clock = ManualClock()
-    follower = Follower(lambda: Answer(power_w=100.0, energy_j=5.0 + clock() // 20 * 2000), lambda: None, clock, 1.0)
-    probe = RedfishProbe(follower, counts=True, flags=(), period_s=10.0, timeout_s=1.0)
-    states = []
-    for _ in range(70):
-        follower.advance()
-        states.append(follower._state)
-        clock.advance(1.0)
-    begin, middle, end = states[30], states[36], states[69]
-    assert begin is not None
-    assert middle is not None
-    assert end is not None
-    quiet = probe.reading(begin, middle)
-    assert quiet.energy_j == 0 < quiet.random_sd_j
-    assert "did not move in these 6.0 s" in quiet.flags[0]
-    whole = probe.reading(begin, end)
+def test_a_counter_that_moves_seldom_is_completed_by_power() -> None:
+    """A counter that moves every 20 s gives the joules between its moves, too, by the power beside it."""
+    bmc = Shown(lambda now_s: Answer(power_w=100.0, energy_j=5.0 + now_s // 20 * 2000))
+    begin = bmc.after(30.0)
+    quiet = bmc.probe.reading(begin, bmc.after(6.0))
+    assert quiet.source is Source.COUNTER
+    assert quiet.energy_j == pytest.approx(600.0)
+    whole = bmc.probe.reading(begin, bmc.after(33.0))
     assert abs(whole.energy_j - 3900.0) <= 1.96 * whole.random_sd_j
-    assert not whole.flags
+
+
+def test_a_counter_without_power_beside_it_is_used() -> None:
+    """A BMC that gives joules and no watts is read by its counter alone."""
+    bmc = Shown(lambda now_s: Answer(power_w=None, energy_j=5.0 + 200.0 * now_s))
+    begin = bmc.after(10.0)
+    reading = bmc.probe.reading(begin, bmc.after(60.0))
+    assert (reading.energy_j, reading.source) == (pytest.approx(12_000.0), Source.COUNTER)
 
 
 def test_what_is_stuck_is_said() -> None:
-    """A counter that stands still for a minute is an error, a power that never changes is flagged."""
-    clock = ManualClock()
-    follower = Follower(lambda: Answer(power_w=100.0, energy_j=7.0), lambda: None, clock, 1.0)
-    for _ in range(3):
-        follower.advance()
-        clock.advance(400.0)
-    start = follower._state
-    assert start is not None
-    counting, sampling = (
-        RedfishProbe(follower, counts=counts, flags=(), period_s=10.0, timeout_s=1.0) for counts in (True, False)
-    )
-    with pytest.raises(SensorError, match="has stood still for 800 s"):
-        counting.reading(start, start)
-    assert "may be stuck" in sampling.reading(start, start).flags[0]
+    """A counter that stands still for minutes is an error, a power that never changes is flagged."""
+    bmc = Shown(lambda _: Answer(power_w=100.0, energy_j=7.0))
+    begin = bmc.after(1.0)
+    with pytest.raises(SensorError, match="stood still at 7000"):
+        bmc.probe.reading(begin, bmc.after(120.0))
+    bmc = Shown(lambda _: Answer(power_w=100.0, energy_j=None))
+    begin = bmc.after(1.0)
+    assert "may be stuck" in bmc.probe.reading(begin, bmc.after(700.0)).flags[0]
 
 
 def test_a_restarted_counter_is_an_error() -> None:
     """A BMC that begins to count anew raises instead of giving negative energy."""
-    answers = iter((900.0, 20.0))
-    clock = ManualClock()
-    follower = Follower(lambda: Answer(power_w=100.0, energy_j=next(answers)), lambda: None, clock, 1.0)
-    follower.advance()
-    start = follower._state
-    clock.advance(1.0)
-    follower.advance()
-    probe = RedfishProbe(follower, counts=True, flags=(), period_s=10.0, timeout_s=1.0)
-    assert start is not None
-    assert follower._state is not None
+    bmc = Shown(lambda now_s: Answer(power_w=100.0, energy_j=900.0 if now_s < 10 else 20.0))
+    begin = bmc.after(5.0)
     with pytest.raises(SensorError, match="reset"):
-        probe.reading(start, follower._state)
+        bmc.probe.reading(begin, bmc.after(10.0))
 
 
 def test_a_bmc_that_falls_silent_is_an_error(bmc: FakeBmc) -> None:

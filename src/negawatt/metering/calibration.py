@@ -174,12 +174,7 @@ def fit(
             "add idle, half and full load: `negawatt calibrate load --out metered.csv` makes the steps",
         )
     offset_w, gain = _line(points)
-    if gain <= 0:
-        raise UsageError(
-            f"the wall meter falls where the metered power rises ({gain:.3g} W per W)",
-            "these two do not measure the same machine at the same time",
-            "check the columns and the clocks: `--power-column`, `--energy-column`, `--utc-offset`",
-        )
+    _check_rising(gain)
     if not below:
         _check_above(groups, gain)
     levels, absolute, squares = _left_out(groups)
@@ -200,6 +195,15 @@ def fit(
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return calibration, tuple(levels)
+
+
+def _check_rising(gain: float) -> None:
+    if gain <= 0:
+        raise UsageError(
+            f"the wall meter falls where the metered power rises ({gain:.3g} W per W)",
+            "these two do not measure the same machine at the same time",
+            "check the columns and the clocks: `--power-column`, `--energy-column`, `--utc-offset`",
+        )
 
 
 def _left_out(groups: Mapping[str, list[Point]]) -> tuple[list[Level], list[float], list[float]]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass, field
-from itertools import count as numbers
-from os import getpid
+from os import urandom
 
 from negawatt.core.errors import SensorError
 
@@ -55,6 +54,7 @@ class Counter:
         limit_w: no real load draws more for long; a faster counter was reset or is broken [W].
         modulus: the value at which it wraps to 0, in counts; None: it never does.
         late_s: longer without a move is later than expected [s].
+        delay_s: what it counts may have been drawn up to this long ago, refresh aside [s].
     """
 
     name: str
@@ -63,6 +63,7 @@ class Counter:
     limit_w: float
     modulus: int | None = None
     late_s: float = math.inf
+    delay_s: float = 0.0
 
     @property
     def period_s(self) -> float | None:
@@ -114,7 +115,11 @@ class Counter:
         power is the same at both.
         """
         spread_j = math.hypot(start_w, end_w) * self.refresh_s / math.sqrt(12)
-        return math.hypot(spread_j, (end_w - start_w) * self.refresh_s / 2)
+        return math.hypot(spread_j, (end_w - start_w) * self.refresh_s / 2, self.delay_sd_j(start_w, end_w))
+
+    def delay_sd_j(self, start_w: float, end_w: float) -> float:
+        """Error of a window from its delay, uniform in [0, delay] and the same at both edges, root mean square [J]."""
+        return abs(end_w - start_w) * self.delay_s / math.sqrt(3)
 
     def flags(self, start: Count, end: Count) -> tuple[str, ...]:
         """What a watch noticed between two of its states."""
@@ -124,7 +129,9 @@ class Counter:
         return (f"{self.name} stood still for {still_s:.2f} s although it should move every {self.refresh_s:g} s",)
 
 
-_WATCHES = numbers()
+def watch_name() -> str:
+    """A name that no other watch of this host has, in whatever process: states are written down and read by others."""
+    return urandom(8).hex()
 
 
 @dataclass(slots=True)
@@ -132,7 +139,7 @@ class Watch:
     """Follows one counter from read to read. Any thread may ask it to."""
 
     counter: Counter
-    name: str = field(default_factory=lambda: f"{getpid()}-{next(_WATCHES)}")
+    name: str = field(default_factory=watch_name)
     _last: Count | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -9,8 +9,9 @@ from negawatt.core.errors import NegawattError, SensorError
 from negawatt.core.measurement import PowerPoint
 from negawatt.core.reading import Probe, Reading
 
-CURVE_S = 0.1
-"""Where no probe has to be folded, looks that follow one another faster than this add no point to the curve [s]."""
+CURVE_S, CURVE_FRACTION = 1.0, 1 / 20
+"""Where no probe has to be folded, a look adds a point to the curve only this long after the last one, or that part of
+the window's age if it is shorter [s]."""
 CURVE_POINTS = 1024
 """A longer power curve is halved by merging neighbours, so a day-long window keeps a bounded one."""
 
@@ -61,7 +62,8 @@ class Recording:
         now_s = self._clock()
         for track, state in zip(self._tracks, states, strict=True):
             track.settle(state)
-        if now_s - self._drawn_s < CURVE_S and all(track.running for track in self._tracks):
+        since_s = now_s - self._drawn_s
+        if since_s < min(CURVE_S, CURVE_FRACTION * self.time_s) and all(track.running for track in self._tracks):
             return
         self._drawn_s = now_s
         pairs = zip(self._tracks, states, strict=True)
@@ -101,12 +103,7 @@ class Recording:
 
 
 class _Track:
-    """One probe: what was folded so far, and the state it was folded up to.
-
-    A probe may have two more members than its contract asks for: `running` says that its states carry a running total,
-    so that any two of them can be subtracted however far apart they are, and nothing is folded; `settled(start, later)`
-    gives a better start state, if the later one tells more about that moment.
-    """
+    """One probe: what was folded so far, and the state it was folded up to; `looks.Looks` says what may differ."""
 
     __slots__ = ("_folded", "_probe", "_settled", "_since_s", "_state", "running")
 

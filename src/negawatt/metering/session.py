@@ -167,11 +167,7 @@ class Meter:
 
     @property
     def poll_s(self) -> float:
-        """How long to wait after a `poll` [s]: the shorter, the younger the youngest open window is.
-
-        A probe may have a member `look_fraction`: it wants to be read again after that part of a window's age, so that
-        what happens between two looks is a small part of the window, however short that is.
-        """
+        """How long to wait after a `poll` [s]: the shorter, the younger the youngest open window is (`looks.Looks`)."""
         with self._lock:
             youngest_s = min((recording.time_s for recording in self._recordings), default=math.inf)
         young_s = youngest_s * self._look_fraction if self._look_fraction < math.inf else math.inf

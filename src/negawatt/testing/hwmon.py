@@ -7,6 +7,7 @@ import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 from negawatt.testing.load import Load
 
@@ -30,6 +31,8 @@ class SimulatedHwmon:
         accuracy: what it says of its accuracy.
         others: names of chips that measure temperatures only.
         refresh_s: numbers are brought up to date this often [s].
+        scale: shown watts and joules per true one.
+        noise_fraction: shown power flickers evenly by up to this, anew with every refresh.
         time_s: simulated time [s]; `clock` returns it.
         load: what every single quantity draws; `advance` goes along it, or prolongs it.
         energy_j: joules that every single quantity has drawn.
@@ -44,6 +47,8 @@ class SimulatedHwmon:
     accuracy: str = "98.0%"
     others: tuple[str, ...] = ("nvme",)
     refresh_s: float = 0.0
+    scale: float = 1.0  # shown per true
+    noise_fraction: float = 0.0
     time_s: float = 0.0
     load: Load = field(default_factory=lambda: Load([(0.0, 20.0)]), repr=False)
     energy_j: float = field(default=0.0, init=False)
@@ -92,13 +97,15 @@ class SimulatedHwmon:
         if path.name.startswith("energy") and path.name.endswith("_input"):
             if not self._permitted:
                 raise PermissionError(errno.EACCES, "Permission denied", str(path))
-            return f"{round((5.0 + self.load.joules_to(now_s)) * 1e6)}\n"
+            return f"{round((5.0 + self.scale * self.load.joules_to(now_s)) * 1e6)}\n"
         if path not in self._means_s:
             return text
         mean_s = self._means_s[path]
         power_w = self.load.power_w(now_s)
         if mean_s:
             power_w = (self.load.joules_to(now_s) - self.load.joules_to(now_s - mean_s)) / mean_s
+        flicker = Random(f"{path.name} {now_s}").uniform(-1, 1) if self.noise_fraction else 0.0
+        power_w *= self.scale * (1 + self.noise_fraction * flicker)
         # The current of a rail is in mA.
         return f"{round(power_w * (1e6 if path.name.startswith('power') else 1e6 / _VOLTAGE_MV))}\n"
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import math
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,48 +25,34 @@ from typing import Any
 
 from negawatt.core.errors import NegawattError, SensorError
 from negawatt.core.host import Host
-from negawatt.core.reading import Probe, Reading, SensorInfo, Source
-from negawatt.metering.counters import Count, Counter
-from negawatt.metering.sampled import SampledProbe, Sampling
+from negawatt.core.reading import Probe, SensorInfo, Source
+from negawatt.metering.counters import Counter
+from negawatt.metering.probes import CheckedCounterProbe, CounterProbe, PowerProbe, Quantity
+from negawatt.metering.sampled import Shown
 
 REFRESH_S = 0.1
 """Assumption, on the safe side, as the next is one: AMD publishes neither refresh nor accuracy."""
 GAIN_SD_FRACTION = 0.05
 LIMIT_W = 5000.0
 """Above any GPU module sold today."""
-POWER = Sampling(
-    period_s=1.0, delay_s=1.0, gain_sd_fraction=GAIN_SD_FRACTION, offset_sd_w=1 / 12**0.5, steady_limit_s=600.0
-)
-"""Power is given in whole watts, and older than MI300 as a mean over a time that AMD does not publish: one second is an
-assumption. An idle GPU may well show the same number of watts for minutes."""
+LATE_S = 10 * REFRESH_S
+"""A counter that has not moved for so long is late."""
+SHOWN = Shown(mean_s=1.0, rest_s=600.0)
+"""Power older than MI300's is a mean over a time that AMD does not publish: one second is an assumption. It is given in
+whole watts, so an idle GPU may well show the same number for minutes."""
+OFFSET_SD_W = 1 / math.sqrt(12)
+"""Of a power in whole watts."""
+POWER_PERIOD_S = 0.1
+"""Power alone is read at least this often [s]."""
 CHECK_S = 0.5
 """How long the counter is watched at opening."""
 CHECK_FACTOR = 4.0
 """Further apart than this, counter and power do not measure the same thing. Wide, because the load may change
 meanwhile; the fault that is looked for is a hundredfold."""
-FOLD_S = 10.0
-"""Counter and integrated power are compared over spans of this length [s]."""
 
 _VISIBLE = (("ROCR_VISIBLE_DEVICES",), ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"))
 """The second picks from what the first leaves, and CUDA's name counts where HIP's is not set (rocm.docs.amd.com, "GPU
 isolation techniques")."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AmdCount:
-    """A counter's state, and the power integrated beside it.
-
-    Attributes:
-        count: value of the counter, and the power at that moment.
-        power_j: joules by integrating the power since the probe was opened [J].
-        samples: reads of the power since then.
-        opened_s: when the probe was opened; integrals of two probes cannot be subtracted [s].
-    """
-
-    count: Count
-    power_j: float
-    samples: int
-    opened_s: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,64 +70,6 @@ class _Gpu:
     @property
     def mute(self) -> bool:
         return not self.power_w and bool(self.fault)
-
-
-class AmdCounterProbe:
-    """One package's energy counter."""
-
-    period_s = FOLD_S
-
-    def __init__(
-        self,
-        smi: Any,  # noqa: ANN401
-        gpu: _Gpu,
-        unit_j: float,
-        clock: Callable[[], float],
-        flags: tuple[str, ...],
-    ) -> None:
-        self.scope = _scope(gpu)
-        self._smi = smi
-        self._gpu = gpu
-        self._clock = clock
-        self._flags = flags
-        self._counter = Counter(name=f"energy of {gpu.bdf}", unit_j=unit_j, refresh_s=REFRESH_S, limit_w=LIMIT_W)
-        self._lock = threading.Lock()
-        self._last: AmdCount | None = None
-
-    def snapshot(self) -> AmdCount:
-        """Counter and power now. Raises SensorError if the GPU is gone."""
-        with self._lock:
-            count = _count(self._smi, self._gpu)[0]
-            power_w = _power_w(self._smi, self._gpu) or 0.0
-            now = Count(time_s=self._clock(), count=count, power_w=power_w)
-            last = self._last or AmdCount(count=now, power_j=0.0, samples=0, opened_s=now.time_s)
-            step_j = (last.count.power_w + power_w) / 2 * (now.time_s - last.count.time_s)
-            self._last = replace(last, count=now, power_j=last.power_j + step_j, samples=last.samples + 1)
-            return self._last
-
-    def reading(self, start: AmdCount, end: AmdCount) -> Reading:
-        """Energy between two snapshots. Raises SensorError if the counter was reset or stands still."""
-        energy_j = self._counter.energy_j(start.count, end.count)
-        return Reading(
-            scope=self.scope,
-            energy_j=energy_j,
-            source=Source.COUNTER,
-            sensor="amd",
-            random_sd_j=self._counter.edge_sd_j(start.count.power_w, end.count.power_w),
-            gain_sd_fraction=GAIN_SD_FRACTION,
-            offset_sd_w=0.0,
-            flags=self._flags + _disagreement(energy_j, start, end),
-        )
-
-
-def _disagreement(energy_j: float, start: AmdCount, end: AmdCount) -> tuple[str, ...]:
-    """A flag if the counter is far from the power read often enough beside it."""
-    samples, power_j = end.samples - start.samples, end.power_j - start.power_j
-    if start.opened_s != end.opened_s or samples < 5 or power_j <= 0:
-        return ()
-    if 1 / CHECK_FACTOR < energy_j / power_j < CHECK_FACTOR:
-        return ()
-    return (f"the energy counter gave {energy_j:.4g} J where {samples} reads of the power add up to {power_j:.4g} J",)
 
 
 class AmdSensor:
@@ -175,7 +103,7 @@ class AmdSensor:
             name="amd",
             source=Source.COUNTER,
             measures="whole AMD GPU packages with their memory, the idle part and every die and partition included. "
-            "Where the energy counter is missing or wrong: power sampled every second",
+            "Where the energy counter is missing or wrong: power, sampled every 0.1 s",
             evidence="gain sd 5 % and refresh 0.1 s are assumptions: AMD publishes neither; the counter is compared "
             "with the power (github.com/ROCm/amdsmi issue 38)",
         )
@@ -243,22 +171,36 @@ class AmdSensor:
     def _probe(self, smi: Any, card: _Gpu, hidden: Sequence[str]) -> Probe:  # noqa: ANN401
         """A probe of the best kind that this package supports."""
         flags = [f"its package holds {', '.join(hidden)} too, which this work cannot use"] if hidden else []
-        if not card.fault:
-            if not card.power_w:
-                flags.append("no power was reported that the energy counter could be compared with")
-            return AmdCounterProbe(smi, card, _count(smi, card)[1], self._clock, tuple(flags))
         if card.mute:
             raise SensorError(
                 f"{card.model} ({card.bdf}) gives neither energy nor power: {card.fault}",
                 "leaving one GPU out would understate the energy",
                 "take it out with ROCR_VISIBLE_DEVICES if the work does not use it",
             )
-        if "no energy counter" not in card.fault:
+        if not card.fault and not card.power_w:
+            flags.append("no power was reported that the energy counter could be compared with")
+        if card.fault and "no energy counter" not in card.fault:
             flags.append(f"power was integrated instead of the energy counter, because {card.fault}")
-        read = partial(_power_or_lost, smi, card)
-        return SampledProbe(
-            sensor="amd", scope=_scope(card), read=read, known=POWER, clock=self._clock, flags=tuple(flags)
+        quantity = Quantity(
+            scope=_scope(card),
+            sensor="amd",
+            clock=self._clock,
+            power=partial(_power_or_lost, smi, card),
+            shown=SHOWN,
+            gain_sd_fraction=GAIN_SD_FRACTION,
+            flags=tuple(flags),
         )
+        if card.fault:
+            return PowerProbe(replace(quantity, offset_sd_w=OFFSET_SD_W), POWER_PERIOD_S)
+        counter = Counter(
+            name=f"energy of {card.bdf}",
+            unit_j=_count(smi, card)[1],
+            refresh_s=REFRESH_S,
+            limit_w=LIMIT_W,
+            late_s=LATE_S,
+        )
+        quantity = replace(quantity, counter=counter, energy=lambda: _count(smi, card)[0])
+        return CheckedCounterProbe(quantity) if card.power_w else CounterProbe(quantity)
 
 
 def _scope(gpu: _Gpu) -> str:

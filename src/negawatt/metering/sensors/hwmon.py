@@ -10,19 +10,21 @@ Four kinds of chip are understood, and no joule is taken from two of them:
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from negawatt.core.errors import NeedsPrivilegeError, SensorError
 from negawatt.core.host import Host
-from negawatt.core.reading import Probe, Reading, SensorInfo, Source
-from negawatt.metering.counters import Count, Counter
-from negawatt.metering.sampled import SampledProbe, Sampling
+from negawatt.core.reading import Probe, SensorInfo, Source
+from negawatt.metering.counters import Counter
+from negawatt.metering.probes import CounterProbe, PowerProbe, Quantity
+from negawatt.metering.sampled import Shown
 
 GAIN_SD_FRACTION = 0.05
 """Assumption: none of these drivers states an accuracy, except ACPI's."""
@@ -30,10 +32,15 @@ SOCKET_REFRESH_S = 1e-3
 """The registers behind amd_energy are updated every millisecond (kernel.org/doc/Documentation/hwmon/amd_energy.rst)."""
 SOCKET_LIMIT_W = 2000.0
 """Above any processor package sold today."""
-RAIL = Sampling(period_s=0.1, delay_s=0.1, gain_sd_fraction=GAIN_SD_FRACTION, steady_limit_s=300.0)
-"""The delay is an assumption: the INA3221 averages over up to 1,024 samples, and drivers differ in what they set."""
-GPU = Sampling(period_s=1.0, delay_s=1.0, gain_sd_fraction=GAIN_SD_FRACTION, steady_limit_s=600.0)
-"""The delay is an assumption: the kernel says "average power", and not over how long."""
+SOCKET_LATE_S = 0.01
+"""A counter that has not moved for ten of them is late."""
+PERIOD_S = 0.1
+"""Power is read at least this often [s]."""
+RAIL = Shown(mean_s=0.1)
+"""Assumptions: the INA3221 averages over up to 1,024 samples, and drivers differ in what they set; and its last digit
+flickers, so that a number that stays is suspicious."""
+GPU = Shown(mean_s=1.0, rest_s=600.0)
+"""Assumption: the kernel says "average power", and not over how long."""
 METER_DELAY_S = 1.0
 """How late an ACPI meter shows its mean beside the interval of the mean; assumption."""
 
@@ -57,44 +64,15 @@ class _Found:
         kind: "root" and "meter" hold the whole machine, "part" a part of it.
         scope: what it measures.
         files: one with energy [uJ], one with power [uW], or two with voltage [mV] and current [mA].
-        known: errors of a power; None: it is an energy counter.
+        shown: how power is shown; None: it is an energy counter.
+        gain_sd_fraction: standard deviation of its unknown factor.
     """
 
     kind: str
     scope: str
     files: tuple[Path, ...]
-    known: Sampling | None
-
-
-class HwmonCounterProbe:
-    """One socket's energy counter; 64 bits in the driver, so it does not wrap."""
-
-    period_s = None
-
-    def __init__(self, scope: str, file: Path, read: _Read, clock: Callable[[], float]) -> None:
-        self.scope = scope
-        self._file = file
-        self._text = read
-        self._clock = clock
-        self._counter = Counter(name=str(file), unit_j=1e-6, refresh_s=SOCKET_REFRESH_S, limit_w=SOCKET_LIMIT_W)
-
-    def snapshot(self) -> Count:
-        """The counter now. Raises SensorError if it cannot be read any more."""
-        return Count(time_s=self._clock(), count=int(_product((self._file,), self._text)))
-
-    def reading(self, start: Count, end: Count) -> Reading:
-        """Energy between two snapshots. Raises SensorError if the counter was reset or stands still."""
-        energy_j = self._counter.energy_j(start, end)
-        power_w = energy_j / max(end.time_s - start.time_s, 10 * SOCKET_REFRESH_S)
-        return Reading(
-            scope=self.scope,
-            energy_j=energy_j,
-            source=Source.COUNTER,
-            sensor="hwmon",
-            random_sd_j=self._counter.edge_sd_j(power_w, power_w),
-            gain_sd_fraction=GAIN_SD_FRACTION,
-            offset_sd_w=0.0,
-        )
+    shown: Shown | None
+    gain_sd_fraction: float = GAIN_SD_FRACTION
 
 
 def _read_text(path: Path) -> str:
@@ -192,7 +170,7 @@ class HwmonSensor:
             for file in sorted(folder.glob("energy*_label")):
                 if socket := _SOCKET.fullmatch(self._text(file).strip()):
                     energy = file.with_name(file.name.replace("_label", "_input"))
-                    yield _Found(kind="part", scope=f"cpu:{socket[1]}/package", files=(energy,), known=None)
+                    yield _Found(kind="part", scope=f"cpu:{socket[1]}/package", files=(energy,), shown=None)
         elif name == "amdgpu":
             yield from self._gpu(folder)
         elif name == "power_meter":
@@ -205,9 +183,9 @@ class HwmonSensor:
             power = folder / f"power{number}_input"
             files = (power,) if power.exists() else (folder / f"in{number}_input", folder / f"curr{number}_input")
             if rail in _ROOT_RAILS:
-                yield _Found(kind="root", scope="host", files=files, known=RAIL)
+                yield _Found(kind="root", scope="host", files=files, shown=RAIL)
             elif match := _RAIL_NAME.fullmatch(rail):
-                yield _Found(kind="part", scope=_RAIL_SCOPES[match[1]], files=files, known=RAIL)
+                yield _Found(kind="part", scope=_RAIL_SCOPES[match[1]], files=files, shown=RAIL)
 
     def _hides(self) -> bool:
         """Whether the environment hides GPUs, by numbers that hwmon does not know."""
@@ -228,7 +206,7 @@ class HwmonSensor:
         # Where there is a north bridge's voltage the processor is inside (docs.kernel.org, "GPU Power/Thermal
         # Controls and Monitoring": "On APUs this includes the CPU").
         scope = "cpu" if (folder / "in1_input").exists() else f"gpu:pci-{(folder / 'device').resolve().name}"
-        yield _Found(kind="part", scope=scope, files=(file,), known=GPU)
+        yield _Found(kind="part", scope=scope, files=(file,), shown=GPU)
 
     def _meter(self, folder: Path) -> Iterator[_Found]:
         """The ACPI power meter, unless it sits on a battery."""
@@ -239,8 +217,8 @@ class HwmonSensor:
         # "98.0%" is how much of the truth it shows (ACPI specification, "_PMC"): taken as a 95 % interval.
         accuracy = self._number(folder / "power1_accuracy") / 100
         gain = (1 - accuracy) / 2 if 0 < accuracy < 1 else GAIN_SD_FRACTION
-        known = Sampling(period_s=delay_s, delay_s=delay_s, gain_sd_fraction=gain, steady_limit_s=60 + 10 * delay_s)
-        yield _Found(kind="meter", scope="host", files=(file,), known=known)
+        shown = Shown(pace_s=METER_DELAY_S, mean_s=delay_s, rest_s=60 + 10 * delay_s)
+        yield _Found(kind="meter", scope="host", files=(file,), shown=shown, gain_sd_fraction=gain)
 
     def _number(self, file: Path) -> float:
         """The number in a file that not every chip has; 0 without it."""
@@ -248,12 +226,23 @@ class HwmonSensor:
 
     def _probe(self, found: _Found) -> Probe:
         for file in found.files:
-            self._text(file)  # raises what open() explains, while _product would say that it was lost
-        if found.known is None:
-            return HwmonCounterProbe(found.scope, found.files[0], self._text, self._clock)
-        may_be_off = found.known is RAIL and found.kind == "part"  # an idle GPU's rail is switched off
-        read = partial(_power_w, found.files, self._text, may_be_off=may_be_off)
-        return SampledProbe(sensor="hwmon", scope=found.scope, read=read, known=found.known, clock=self._clock)
+            self._text(file)  # raises what open() explains, while _number would say that it was lost
+        quantity = Quantity(
+            scope=found.scope, sensor="hwmon", clock=self._clock, gain_sd_fraction=found.gain_sd_fraction
+        )
+        if found.shown is None:
+            counter = Counter(
+                name=str(found.files[0]),
+                unit_j=1e-6,
+                refresh_s=SOCKET_REFRESH_S,
+                limit_w=SOCKET_LIMIT_W,
+                late_s=SOCKET_LATE_S,
+            )
+            energy = partial(_number, found.files[0], self._text)
+            return CounterProbe(replace(quantity, counter=counter, energy=energy))
+        may_be_off = found.shown is RAIL and found.kind == "part"  # an idle GPU's rail is switched off
+        power = partial(_power_w, found.files, self._text, may_be_off=may_be_off)
+        return PowerProbe(replace(quantity, power=power, shown=found.shown), PERIOD_S)
 
 
 def _chosen(found: Sequence[_Found]) -> list[_Found]:
@@ -268,24 +257,21 @@ def _chosen(found: Sequence[_Found]) -> list[_Found]:
     return []
 
 
-def _product(files: Sequence[Path], read: _Read) -> float:
-    """The number in a file, or voltage times current. Raises SensorError if one cannot be read any more."""
-    product = 1.0
-    for file in files:
-        try:
-            product *= int(read(file))
-        except (OSError, ValueError) as error:
-            raise SensorError(
-                f"{file} cannot be read any more ({error})",
-                "the energy of this window is unknown from here on",
-                f"check `cat {file}`, and whether the driver is still loaded with `lsmod`",
-            ) from error
-    return product
+def _number(file: Path, read: _Read) -> int:
+    """The number in a file. Raises SensorError if it cannot be read any more."""
+    try:
+        return int(read(file))
+    except (OSError, ValueError) as error:
+        raise SensorError(
+            f"{file} cannot be read any more ({error})",
+            "the energy of this window is unknown from here on",
+            f"check `cat {file}`, and whether the driver is still loaded with `lsmod`",
+        ) from error
 
 
 def _power_w(files: Sequence[Path], read: _Read, *, may_be_off: bool) -> float:
     """Power now [W]: both uW and mV times mA are microwatts. A current below 0 is the chip's offset."""
-    power_uw = _product(files, read)
+    power_uw = math.prod(_number(file, read) for file in files)
     if power_uw <= 0 and not may_be_off:
         raise SensorError(
             f"{files[0]} shows {power_uw:g} uW",

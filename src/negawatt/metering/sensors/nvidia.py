@@ -18,7 +18,8 @@ from negawatt.core.errors import NeedsPrivilegeError, NegawattError, SensorError
 from negawatt.core.host import Host
 from negawatt.core.reading import SensorInfo, Source
 from negawatt.metering.counters import Counter
-from negawatt.metering.gpu import CounterProbe, Gpu, PowerProbe
+from negawatt.metering.probes import CheckedCounterProbe, PowerProbe, Quantity
+from negawatt.metering.sampled import Shown
 
 if TYPE_CHECKING:
     from negawatt.core.reading import Probe
@@ -120,7 +121,7 @@ class NvidiaSensor:
     def _probe(self, nvml: Any, device: _Device, slice_fraction: float) -> Probe:  # noqa: ANN401
         """A probe of the best kind that this GPU supports."""
         scope = f"gpu:{device.uuid}"
-        read_power, slow_s = _power_reader(nvml, device)
+        read_power, mean_s = _power_reader(nvml, device)
 
         def energy() -> int:
             return int(nvml.nvmlDeviceGetTotalEnergyConsumption(device.handle))
@@ -132,20 +133,20 @@ class NvidiaSensor:
             limit_w=LIMIT_W,
             late_s=5 * REFRESH_S,
         )
-        gpu = Gpu(
+        gpu = Quantity(
             scope=scope,
             sensor="nvidia",
             power=partial(_asked, nvml, scope, read_power),
+            shown=Shown(mean_s=mean_s),
             energy=partial(_asked, nvml, scope, energy),
             counter=counter,
             clock=self._clock,
             gain_sd_fraction=GAIN_SD_FRACTION,
-            slow_s=slow_s,
             slice_fraction=slice_fraction,
             flags=_flags(device.name),
         )
         reason = ""
-        for probe in (CounterProbe(gpu), PowerProbe(gpu)):
+        for probe in (CheckedCounterProbe(gpu), PowerProbe(gpu)):
             try:
                 probe.snapshot()
             except SensorError as error:

@@ -12,20 +12,20 @@ import re
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from negawatt.core.errors import NeedsPrivilegeError, SensorError
 from negawatt.core.host import Host
-from negawatt.core.reading import Reading, SensorInfo, Source
-from negawatt.metering.counters import Count, Counter, Watch
+from negawatt.core.reading import SensorInfo, Source
+from negawatt.metering.counters import Counter
+from negawatt.metering.probes import CounterProbe, Quantity
 
 REFRESH_S = 1e-3
 """The counters are brought up to date about every millisecond (Intel SDM vol. 3B, "Package RAPL Domain")."""
 LATE_S = 0.01
 """A counter that has not moved for ten refreshes is late."""
-LOOK_FRACTION = 1 / 100
-"""A counter that freezes between two looks has lost at most 1 % of the window before it is noticed."""
 LIMIT_W = 2000.0
 """Above any processor package sold today; fixes how often a wrap has to be looked for."""
 GAIN_SD_FRACTION = 0.05
@@ -34,8 +34,6 @@ GAIN_SD_FRACTION = 0.05
 DRAM_OFFSET_SD_W = 1.0
 """Assumption: DRAM RAPL has a constant offset, worst when idle (Desrochers et al., 2016,
 doi:10.1145/2989081.2989088)."""
-SHORT_S = 0.01
-"""Below this the mean power of the window says nothing about the power at its edges; the package's TDP is used."""
 
 _TOP = re.compile(r"intel-rapl(?:-mmio)?:\d+")
 _PACKAGE = re.compile(r"package-(\d+)(?:-die-(\d+))?")
@@ -54,58 +52,6 @@ class _Zone:
     flags: tuple[str, ...] = ()
 
 
-class RaplProbe:
-    """One zone's counter. Its states carry a running total, so that any two of them can be subtracted."""
-
-    running = True
-    look_fraction = LOOK_FRACTION
-
-    def __init__(self, zone: _Zone, counter: Counter, tdp_w: float, read: _Read, clock: Callable[[], float]) -> None:
-        self.scope = zone.scope
-        self.period_s = counter.period_s
-        self._file = zone.folder / "energy_uj"
-        self._counter = counter
-        self._watch = Watch(counter)
-        self._tdp_w = tdp_w
-        self._offset_sd_w = DRAM_OFFSET_SD_W if zone.kind == "dram" else 0.0
-        self._flags = zone.flags
-        self._read = _reader(self._file) if read is _read_text else lambda: read(self._file)
-        self._clock = clock
-
-    def snapshot(self) -> Count:
-        """The counter now. Raises SensorError if the zone vanished or its permission was withdrawn."""
-        try:
-            return self._watch.see(self._clock(), int(self._read()))
-        except (OSError, ValueError) as error:
-            raise SensorError(
-                f"{self._file} cannot be read any more ({error})",
-                "the energy of this window is unknown from here on",
-                f"check `ls -l {self._file}`, and if the permission was withdrawn `{_GRANT}`",
-            ) from error
-
-    def settled(self, start: Count, later: Count) -> Count:
-        """A start state that knows the power behind it, where that before it was not known."""
-        if start.power_w > 0 or later.power_w <= 0 or start.watch != later.watch:
-            return start
-        return replace(start, power_w=later.power_w)
-
-    def reading(self, start: Count, end: Count) -> Reading:
-        """Energy between two snapshots, corrected for wraps. Raises SensorError if the counter was reset."""
-        energy_j = self._counter.energy_j(start, end)
-        time_s = end.time_s - start.time_s
-        mean_w = energy_j / time_s if time_s > SHORT_S else self._tdp_w
-        return Reading(
-            scope=self.scope,
-            energy_j=energy_j,
-            source=Source.COUNTER,
-            sensor="rapl",
-            random_sd_j=self._counter.edge_sd_j(start.power_w or mean_w, end.power_w or mean_w),
-            gain_sd_fraction=GAIN_SD_FRACTION,
-            offset_sd_w=self._offset_sd_w,
-            flags=self._flags + self._counter.flags(start, end),
-        )
-
-
 def _reader(path: Path) -> Callable[[], bytes]:
     """Reads one file again and again without opening it each time; closes it with the last reference."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -122,6 +68,18 @@ def _read_text(path: Path) -> str:
 
 
 _Read = Callable[[Path], str]
+
+
+def _count(file: Path, read: Callable[[], bytes | str]) -> int:
+    """The counter now. Raises SensorError if the zone vanished or its permission was withdrawn."""
+    try:
+        return int(read())
+    except (OSError, ValueError) as error:
+        raise SensorError(
+            f"{file} cannot be read any more ({error})",
+            "the energy of this window is unknown from here on",
+            f"check `ls -l {file}`, and if the permission was withdrawn `{_GRANT}`",
+        ) from error
 
 
 class RaplSensor:
@@ -168,7 +126,7 @@ class RaplSensor:
             return f"{error.got}{where}; {error.fix}"
         return None
 
-    def open(self) -> Sequence[RaplProbe]:
+    def open(self) -> Sequence[CounterProbe]:
         """One probe per package and DRAM counter.
 
         Raises:
@@ -250,7 +208,7 @@ class RaplSensor:
         before, between, after = (int(self._read(zone / "energy_uj")) for zone in (one, other, one))
         return before - _SAME_COUNTER_UJ <= between <= after + _SAME_COUNTER_UJ
 
-    def _probe(self, zone: _Zone) -> RaplProbe:
+    def _probe(self, zone: _Zone) -> CounterProbe:
         # The kernel gives the largest value, one energy unit (some 10 uJ) below the modulus: less than the quantum.
         counter = Counter(
             name=f"{zone.folder.name}/energy_uj",
@@ -260,7 +218,20 @@ class RaplSensor:
             modulus=int(self._read(zone.folder / "max_energy_range_uj")),
             late_s=LATE_S,
         )
-        return RaplProbe(zone, counter, self._tdp_w(zone), self._read, self._clock)
+        file = zone.folder / "energy_uj"
+        return CounterProbe(
+            Quantity(
+                scope=zone.scope,
+                sensor="rapl",
+                clock=self._clock,
+                energy=partial(_count, file, _reader(file) if self._read is _read_text else partial(self._read, file)),
+                counter=counter,
+                gain_sd_fraction=GAIN_SD_FRACTION,
+                offset_sd_w=DRAM_OFFSET_SD_W if zone.kind == "dram" else 0.0,
+                typical_w=self._tdp_w(zone),
+                flags=zone.flags,
+            )
+        )
 
     def _tdp_w(self, zone: _Zone) -> float:
         """The zone's rated power, or 100 W where the kernel does not say; used only for the error of short windows."""
