@@ -62,7 +62,7 @@ def meter_training(
     with ExitStack() as hooks:
         try:
             for one in optimizer if isinstance(optimizer, Sequence) else (optimizer,):
-                inner = getattr(one, "optimizer", one)  # Accelerate, Fabric and others wrap it under this name
+                inner: Any = getattr(one, "optimizer", one)  # Accelerate, Fabric and others wrap it under this name
                 hooks.callback(inner.register_step_post_hook(lambda *_: training.did(1, "step")).remove)
             if model is not None and count is not None:
                 hook = _counting(training, count)
