@@ -103,7 +103,7 @@ def diagnose() -> Diagnosis:
         ),
         evidence=next((str(source) for source in Source if source in sources), ""),
         ledger=str(path),
-        ledger_fault=f"{problem.got}; {problem.fix}" if problem else "",
+        ledger_fault=problem.reason if problem else "",
     )
 
 
@@ -131,7 +131,7 @@ def _sensor(sensor: Sensor, host: Host) -> Part:
             scopes = tuple(probe.scope for probe in probes)
             reason = None if probes else "it found nothing to read"
         except NegawattError as error:
-            reason = f"{error.got}; {error.fix}"
+            reason = error.reason
     return Part(
         name=info.name,
         state="unavailable" if reason else "ready",

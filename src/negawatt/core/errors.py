@@ -6,6 +6,7 @@ The command line turns an error into its exit code: 1 claim not shown or gate fa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 
@@ -25,6 +26,11 @@ class NegawattError(Exception):
         self.got = got
         self.why = why
         self.fix = fix
+
+    @property
+    def reason(self) -> str:
+        """Why something is not available, as one sentence that ends with what to type."""
+        return f"{self.got}; {self.fix}"
 
     def __str__(self) -> str:
         return f"{self.got}\n  why it matters: {self.why}\n  what to do: {self.fix}"
@@ -62,3 +68,12 @@ class LedgerError(NegawattError):
 
 class ScopeMismatchError(NegawattError):
     """Numbers that measure different things were about to be compared or added."""
+
+
+def refusal(call: Callable[[], object]) -> str | None:
+    """None if a call succeeds, else the reason of the NegawattError that it raises."""
+    try:
+        call()
+    except NegawattError as error:
+        return error.reason
+    return None

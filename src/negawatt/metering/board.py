@@ -30,7 +30,7 @@ from typing import Any
 
 from negawatt.core.codec import from_json, to_json
 from negawatt.core.errors import NegawattError
-from negawatt.core.reading import Probe
+from negawatt.core.reading import Probe, contains
 from negawatt.hardware.limits import CpuLimits, this_process_limits
 from negawatt.hardware.processes import ancestors, born, tree_cpu_s
 from negawatt.metering.boardfile import BoardFile
@@ -175,7 +175,7 @@ class Board:
         worked_s = {key: run["uses"] * slice_s for key, run in runs.items()}
         for probe in probes:
             energy_j = _advance(doc["scopes"], probe, fresh=not runs)
-            pool_j = energy_j if probe.scope.startswith("gpu") else energy_j * self._cpus_fraction(runs)
+            pool_j = energy_j if contains("gpu", probe.scope) else energy_j * self._cpus_fraction(runs)
             _give(runs, probe.scope, pool_j, worked_s, IDLE_WEIGHT_FRACTION * slice_s)
 
     def _read(self, runs: _Doc, keys: Sequence[str], now_s: float) -> None:
@@ -219,7 +219,7 @@ def _advance(scopes: _Doc, probe: Probe, *, fresh: bool) -> float:
 
 def _give(runs: _Doc, scope: str, energy_j: float, worked_s: Mapping[str, float], idle_s: float) -> None:
     """Split one scope's joules among the outermost runs, and the part of each among the runs inside it."""
-    gpu = scope.startswith("gpu")
+    gpu = contains("gpu", scope)
     among = {key: run for key, run in runs.items() if scope in run["energy_j"]}
     inside_of: dict[str, list[str]] = {}
     for key in among:

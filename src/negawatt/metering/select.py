@@ -100,7 +100,7 @@ def _try_open(sensor: Sensor, host: Host) -> tuple[Sequence[Probe], str | None]:
     try:
         probes = sensor.open()
     except NegawattError as error:
-        return (), f"{error.got}; {error.fix}"
+        return (), error.reason
     return probes, None if probes else "it found nothing to read"
 
 

@@ -23,7 +23,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from negawatt.core.errors import NegawattError, SensorError
+from negawatt.core.errors import SensorError, refusal
 from negawatt.core.host import Host
 from negawatt.core.reading import Probe, SensorInfo, Source
 from negawatt.metering.counters import Counter
@@ -110,11 +110,7 @@ class AmdSensor:
 
     def available(self, host: Host) -> str | None:  # noqa: ARG002 -- the driver knows
         """None if at least one GPU can be read; else why not and what to type."""
-        try:
-            self.open()
-        except NegawattError as error:
-            return f"{error.got}; {error.fix}"
-        return None
+        return refusal(self.open)
 
     def open(self) -> Sequence[Probe]:
         """One probe per package with a visible GPU; the first call watches the counters for half a second.

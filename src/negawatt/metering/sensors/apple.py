@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from negawatt.core.errors import NegawattError, SensorError
+from negawatt.core.errors import SensorError, refusal
 from negawatt.core.host import Host
 from negawatt.core.reading import Reading, SensorInfo, Source
 from negawatt.metering.counters import Count, Counter
@@ -127,11 +127,7 @@ class AppleSensor:
 
     def available(self, host: Host) -> str | None:  # noqa: ARG002 -- the interpreter's own platform counts
         """None if the chip's counters can be read; else why not and what to type."""
-        try:
-            self.open()
-        except NegawattError as error:
-            return f"{error.got}; {error.fix}"
-        return None
+        return refusal(self.open)
 
     def open(self) -> Sequence[AppleProbe]:
         """One probe per part that is counted. Raises SensorError if there is none."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from negawatt.core.errors import NeedsPrivilegeError, SensorError
+from negawatt.core.errors import NeedsPrivilegeError, SensorError, refusal
 from negawatt.core.host import Host
 from negawatt.core.reading import Probe, SensorInfo, Source
 from negawatt.metering.counters import Counter
@@ -119,11 +119,7 @@ class HwmonSensor:
         """None if something is measured here; else why not and what to type."""
         if not host.system.startswith("Linux"):
             return f"hwmon belongs to Linux, and this is {host.system}; run this on Linux"
-        try:
-            self.open()
-        except (SensorError, NeedsPrivilegeError) as error:
-            return f"{error.got}; {error.fix}"
-        return None
+        return refusal(self.open)
 
     def open(self) -> Sequence[Probe]:
         """One probe per quantity, no joule in two of them.

@@ -14,7 +14,7 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from negawatt.core.errors import NeedsPrivilegeError, NegawattError, SensorError
+from negawatt.core.errors import NeedsPrivilegeError, SensorError, refusal
 from negawatt.core.host import Host
 from negawatt.core.reading import SensorInfo, Source
 from negawatt.metering.counters import Counter
@@ -88,11 +88,7 @@ class NvidiaSensor:
 
     def available(self, host: Host) -> str | None:  # noqa: ARG002 -- the driver knows
         """None if at least one GPU can be read; else why not and what to type."""
-        try:
-            self.open()
-        except NegawattError as error:
-            return f"{error.got}; {error.fix}"
-        return None
+        return refusal(self.open)
 
     def open(self) -> Sequence[Probe]:
         """One probe per visible GPU.

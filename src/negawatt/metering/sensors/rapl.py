@@ -120,7 +120,7 @@ class RaplSensor:
         try:
             self.open()
         except NeedsPrivilegeError as error:
-            return f"{error.got}; {error.fix}"
+            return error.reason
         except SensorError as error:
             where = f" (this is {host.virtual})" if host.virtual else ""
             return f"{error.got}{where}; {error.fix}"

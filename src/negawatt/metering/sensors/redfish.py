@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from negawatt.core.errors import NegawattError, SensorError
+from negawatt.core.errors import NegawattError, SensorError, refusal
 from negawatt.core.host import Host
 from negawatt.core.reading import Probe, SensorInfo, Source
 from negawatt.metering.counters import Counter
@@ -201,11 +201,7 @@ class RedfishSensor:
 
     def available(self, host: Host) -> str | None:  # noqa: ARG002 -- the environment knows
         """None if a BMC is named and gives power; else why not and what to type."""
-        try:
-            self.open()
-        except NegawattError as error:
-            return f"{error.got}; {error.fix}"
-        return None
+        return refusal(self.open)
 
     def open(self) -> Sequence[Probe]:
         """One probe.
