@@ -58,6 +58,14 @@ class SensorError(NegawattError):
     """A sensor that was opened stopped giving readings."""
 
 
+class HardwareError(NegawattError):
+    """A device refused a setting, did not take it, or is gone."""
+
+
+class HeldError(HardwareError):
+    """Somebody else is changing the same device."""
+
+
 class WorkloadError(NegawattError):
     """The user's workload raised, hung, or returned something that is not a measurement."""
 

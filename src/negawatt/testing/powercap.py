@@ -51,6 +51,8 @@ class SimulatedPowercap:
         dram_load: what each package's DRAM draws.
         refresh_s: the counters are brought up to date this often; 0: always [s].
         phase_s: when they are brought up to date [s].
+        limit_w: power limit of every package as found, its long-term constraint [W].
+        design_w: the highest limit that a package is made for [W].
         frozen_s: from then on the counters stand still [s].
         time_s: simulated time [s]; `clock` returns it.
     """
@@ -69,6 +71,8 @@ class SimulatedPowercap:
     refresh_s: float = 0.0
     phase_s: float = 0.0
     frozen_s: float = math.inf
+    limit_w: float = 125.0
+    design_w: float = 150.0
     time_s: float = 0.0
     _zones: dict[str, _Zone] = field(default_factory=dict, init=False, repr=False)
     _lost_j: dict[str, float] = field(default_factory=dict, init=False, repr=False)
@@ -179,6 +183,10 @@ class SimulatedPowercap:
         (folder / "name").write_text(f"{name}\n", encoding="ascii")
         (folder / "max_energy_range_uj").write_text(f"{self.range_uj}\n", encoding="ascii")
         (folder / "energy_uj").touch()
+        if name.startswith("package-") and not zone.startswith("intel-rapl-mmio"):
+            constraint = {"name": "long_term", "time_window_us": 999_424, "max_power_uw": round(self.design_w * 1e6)}
+            for field_, value in {**constraint, "power_limit_uw": round(self.limit_w * 1e6)}.items():
+                (folder / f"constraint_0_{field_}").write_text(f"{value}\n", encoding="ascii")
         self._zones[zone] = counts
         self._write(zone)
 
