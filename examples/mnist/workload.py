@@ -19,6 +19,7 @@ from negawatt import Knob, Phase, Progress, Split
 
 EPOCHS = 8
 TRAIN = 2000
+SIZES = ("1024-1024", "256-256", "64-64")  # units of the hidden layers
 EVALUATION = {Split.CALIBRATION: slice(2000, 2500), Split.SELECTION: slice(2500, 3500), Split.REPORT: slice(3500, 5000)}
 
 
@@ -30,6 +31,7 @@ class Mnist:
     quality = "accuracy"
     knobs = (
         Knob(name="batch_size", phase=Phase.TRAIN, default=200, choices=(50, 100, 200)),
+        Knob(name="size", phase=Phase.TRAIN, default="1024-1024", choices=SIZES, competent=("1024-1024",)),
         Knob(name="precision", phase=Phase.TRAIN, default="float64", choices=("float64", "float32")),
         Knob(name="batch_size", phase=Phase.INFER, default=1, choices=(1, 8, 32, 128)),
         Knob(
@@ -51,7 +53,8 @@ class Mnist:
     # Trainable
 
     def start(self, params: dict[str, Any], seed: int) -> MLPClassifier:
-        return MLPClassifier((1024, 1024), batch_size=params["batch_size"], random_state=seed)
+        hidden = tuple(map(int, params["size"].split("-")))
+        return MLPClassifier(hidden, batch_size=params["batch_size"], random_state=seed)
 
     def steps(self, params: dict[str, Any], state: MLPClassifier) -> Iterator[Progress]:
         images, digits = self.images[:TRAIN].astype(params["precision"]), self.digits[:TRAIN]

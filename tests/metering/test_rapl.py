@@ -104,7 +104,7 @@ def test_the_error_shrinks_with_the_window(tmp_path: Path) -> None:
     state = probe.snapshot()
     empty = probe.reading(state, state)
     assert (empty.energy_j, empty.source) == (0.0, Source.COUNTER)
-    assert empty.random_sd_j == pytest.approx(100.0 * 1e-3 / 6**0.5)
+    assert empty.random_sd_j == pytest.approx(simulation.design_w * 1e-3 / 6**0.5)
     simulation.advance(10.0, 50.0)
     assert probe.reading(state, probe.snapshot()).random_sd_j == pytest.approx(50.0 * 1e-3 / 6**0.5)
 

@@ -32,8 +32,9 @@ from negawatt.testing import (
     true_joules,
 )
 from negawatt.testing import nvml as nvml_module
+from negawatt.testing.limited import LimitedLoad
 from negawatt.testing.load import KINDS
-from negawatt.testing.nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, HOPPER, NO_PERMISSION, NOT_SUPPORTED
+from negawatt.testing.nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, HOPPER, NO_PERMISSION, NOT_SUPPORTED, GpuSettings
 
 
 def count(powercap: SimulatedPowercap, zone: str) -> int:
@@ -286,6 +287,82 @@ def test_the_simulated_nvml_has_limits(library: SimulatedNvml) -> None:
         library.reset([SimulatedGpu()] * 9)
     with pytest.raises(ValueError, match="65536 points"):
         library.reset([SimulatedGpu(load=Load([(float(i), 1.0) for i in range(65_537)]))])
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    kind=st.sampled_from(KINDS),
+    steps=st.lists(st.tuples(st.floats(0.0, 20.0), st.floats(100.0, 400.0)), max_size=8),
+)
+def test_a_gpu_draws_its_load_up_to_its_limit(
+    library: SimulatedNvml, seed: int, kind: str, steps: list[tuple[float, float]]
+) -> None:
+    """Joules under changing limits are those of a fine sum of min(load, limit), and of the other simulators' load."""
+    load = random_load(Random(seed), 60.0, 60.0, 400.0, kind)
+    nvml = opened(library, SimulatedGpu(load=load, counter_refresh_s=0.0))
+    gpu, limited, limit_w, summed_j = nvml.nvmlDeviceGetHandleByIndex(0), LimitedLoad(load), 400.0, 0.0
+    for span_s, next_w in [*steps, (5.0, 400.0)]:
+        begin_s = library.clock()
+        library.advance(span_s)
+        grid = [begin_s + span_s * (i + 0.5) / 2000 for i in range(2000)]
+        summed_j += sum(min(load.power_w(t), limit_w) for t in grid) * span_s / 2000
+        nvml.nvmlDeviceSetPowerManagementLimit(gpu, round(next_w * 1e3))
+        limit_w = round(next_w * 1e3) * 1e-3
+        limited.limit(library.clock(), limit_w)
+    end_s, drawn_j = library.clock(), library.energy_j(0)
+    assert drawn_j == pytest.approx(limited.joules_to(end_s) - limited.joules_to(0.0), rel=1e-9)
+    assert drawn_j == pytest.approx(summed_j, rel=0.02)
+    assert nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) * 1e-3 == pytest.approx(drawn_j, abs=2e-3)
+
+
+def test_a_live_gpu_obeys_the_limits_of_other_processes() -> None:
+    """Processes that set one GPU at once are killed while they do: what is set is whole, and the joules are right."""
+    program = (
+        "import pynvml, sys; pynvml.nvmlInit(); gpu = pynvml.nvmlDeviceGetHandleByIndex(0); print(flush=True);"
+        "[pynvml.nvmlDeviceSetPowerManagementLimit(gpu, 100_000 + i % 3 * 1000) for i in range(10**9)]"
+    )
+    gpu = SimulatedGpu(load=Load([(0.0, 300.0)]), counter_refresh_s=0.0)
+    with SimulatedNvml([gpu], live=True) as nvml:
+        environ = {**os.environ, **nvml.environ}
+        command = [sys.executable, "-c", program]
+        others = [subprocess.Popen(command, env=environ, stdout=subprocess.PIPE) for _ in range(2)]
+        for other in others:
+            assert other.stdout is not None
+            other.stdout.readline()
+        start_s, start_j = nvml.clock(), nvml.energy_j(0)
+        time.sleep(0.1)
+        for other in others:
+            other.kill()
+            other.communicate()
+        assert nvml.settings[0].limit_w in (100.0, 101.0, 102.0)
+        end_s = nvml.clock()
+        nvml.set_limit(0, 400.0)
+        assert 99.0 < (nvml.energy_j(0, end_s) - start_j) / (end_s - start_s) < 103.0
+        begin_s = nvml.clock()
+        time.sleep(0.02)
+        assert nvml.energy_j(0, begin_s + 0.02) - nvml.energy_j(0, begin_s) == pytest.approx(6.0)
+
+
+def test_nvml_settings_stay_when_the_gpus_are_shown_again(library: SimulatedNvml) -> None:
+    """`update` shows fields and leaves what is set; a new machine has its own settings as found."""
+    nvml = opened(library, SimulatedGpu(profiles=(1, 33)), SimulatedGpu(uuid="GPU-2", limit_w=300.0))
+    gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+    found = library.settings
+    assert [one.limit_w for one in found] == [400.0, 300.0]
+    nvml.nvmlDeviceSetPowerManagementLimit(gpu, 200_000)
+    nvml.nvmlDeviceSetGpuLockedClocks(gpu, 210, 1000)
+    library.gpus[0].elsewhere_w = 150.0
+    library.update()
+    assert library.settings[0] == GpuSettings(limit_w=200.0, clocks_mhz=(210, 1000))
+    assert nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) == 150_000
+    assert nvml.nvmlDeviceGetPowerManagementDefaultLimit(gpu) == 400_000
+    assert nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM) == 990
+    assert nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM) == 1410
+    library.advance(1.0, 380.0)
+    assert nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu) == nvml.nvmlClocksEventReasonSwPowerCap
+    assert library.energy_j(0) == pytest.approx(150.0)
+    library.reset(library.gpus[1:])
+    assert library.settings == found[1:]
 
 
 def test_a_plain_context_keeps_what_is_recorded() -> None:

@@ -55,7 +55,7 @@ class Job:
 
 
 def tuner(objective: Objective, search: Callable[..., LimitSearch] = Sweep, pace: Pace | None = None) -> OnlineTuner:
-    return OnlineTuner(lambda: search(LIMITS, objective), objective, LIMITS[0], pace)
+    return OnlineTuner(lambda wanted: search(LIMITS, wanted), objective, LIMITS[0], pace)
 
 
 def run(job: Job, tuned: OnlineTuner, steps: int) -> list[float]:

@@ -22,6 +22,8 @@ _COMMANDS = {
     "plan": "Find and prove the settings that do the same work for fewer joules.",
     "apply": "Run a workload under its plan and record whether the saving held.",
     "run": "Run a command under the meter and record its joules.",
+    "cap": "Run a command with its devices limited, tuned while it runs, and put back.",
+    "guard": "Let users limit devices without being root: a small helper.",
     "doctor": "Show what this host can measure and change, and what to type for the rest.",
     "ledger": "Look up what was measured, and check that it is intact.",
     "footprint": "Show what an energy is the same as, with ranges and sources.",

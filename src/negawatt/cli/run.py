@@ -7,14 +7,21 @@ import logging
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from negawatt.core.errors import NegawattError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
     from negawatt.core.run import Run
+    from negawatt.execute.cap import Capped
+    from negawatt.metering.run import LiveRun
+
+    Around = Callable[[LiveRun, tuple[str, ...]], AbstractContextManager[Capped]]
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -30,6 +37,29 @@ def command(name: str | None, sensors: tuple[str, ...], record: Path | None, arg
     CMD keeps stdin, stdout, stderr and signals; negawatt writes a summary to stderr behind it and ends with its exit
     code. Joules are those of the host (or the GPU) while it ran, other programs included.
     """
+    meter_command(argv, name, sensors, record)
+
+
+def meter_command(
+    argv: tuple[str, ...],
+    name: str | None,
+    sensors: tuple[str, ...],
+    record: Path | None,
+    around: Around | None = None,
+) -> NoReturn:
+    """Run a command under the meter, say what it cost, and end this process as the command ended.
+
+    Args:
+        argv: the command.
+        name: what to call it; None: the command's name.
+        sensors: names; none: every one available.
+        record: file for the summary, too.
+        around: makes a block in which the command runs, from the run under the meter and the scopes that are metered:
+            it yields the environment to run it in, and lines to print behind the summary.
+
+    Raises:
+        NegawattError: if it could not be started.
+    """
     from negawatt.execute.passthrough import end_like, held_signals
     from negawatt.report.numbers import clean
 
@@ -39,8 +69,8 @@ def command(name: str | None, sensors: tuple[str, ...], record: Path | None, arg
     # What the ledger's background thread would log is said in the summary.
     logging.getLogger("negawatt.ledger").addHandler(logging.NullHandler())
     with held_signals() as mask:
-        status, run, key = _metered(argv, clean(name or Path(argv[0]).name), sensors, mask)
-        _keep(run, key, record)
+        status, run, key, lines = _metered(argv, clean(name or Path(argv[0]).name), sensors, mask, around)
+        _keep(run, key, record, lines)
     end_like(status)
 
 
@@ -54,16 +84,24 @@ def _check_writable(record: Path) -> None:
         )
 
 
-def _metered(argv: tuple[str, ...], name: str, sensors: tuple[str, ...], mask: set[int]) -> tuple[int, Run, str]:
-    """Run the command; its status, what it cost, and its key in the ledger."""
+def _metered(
+    argv: tuple[str, ...], name: str, sensors: tuple[str, ...], mask: set[int], around: Around | None
+) -> tuple[int, Run, str, Sequence[str]]:
+    """Run the command; its status, what it cost, its key in the ledger, and what else there is to say."""
     from negawatt.execute.passthrough import run_child
     from negawatt.metering.run import LiveRun
     from negawatt.metering.session import Meter
 
+    lines: Sequence[str] = ()
     with Meter.open(names=sensors) as meter:
         live = LiveRun(name, meter=meter, record=True, argv=argv)
         try:
-            status = run_child(argv, mask)
+            if around is None:
+                status = run_child(argv, mask)
+            else:
+                with around(live, meter.scopes) as block:
+                    status = run_child(argv, mask, block.environ)
+                lines = block.lines
         except BaseException:
             live.discard()  # nothing was run
             raise
@@ -72,7 +110,7 @@ def _metered(argv: tuple[str, ...], name: str, sensors: tuple[str, ...], mask: s
             exit_code=None if killed else os.waitstatus_to_exitcode(status),
             signal=_signal_name(os.WTERMSIG(status)) if killed else "",
         )
-    return status, run, live.key
+    return status, run, live.key, lines
 
 
 def _signal_name(signum: int) -> str:
@@ -82,9 +120,9 @@ def _signal_name(signum: int) -> str:
         return f"signal {signum}"
 
 
-def _keep(run: Run, key: str, record: Path | None) -> None:
+def _keep(run: Run, key: str, record: Path | None, more: Sequence[str]) -> None:
     """See the run through to the ledger and the file, and say so. No failure here loses the number or the exit code."""
-    lines, errors = _lines(run), []
+    lines, errors = [*_lines(run), *(f"  {line}" for line in more)], []
     try:
         lines.append(_recorded(key))
     except NegawattError as error:

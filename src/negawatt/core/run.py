@@ -9,6 +9,7 @@ from typing import Any
 from negawatt.core.codec import to_json
 from negawatt.core.host import Host
 from negawatt.core.reading import NotMeasured, Reading, Source, total, weakest
+from negawatt.core.tuned import Tuned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,7 @@ class Run:
         parent: key of the run that this one is a part of, or "".
         wall_j, wall_sd_j: the host's joules at the wall and their standard deviation, by this host's calibration; None
             where there is none [J].
+        tuned: limits of devices that were tuned while it went on.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Run:
     parent: str = ""
     wall_j: float | None = None
     wall_sd_j: float | None = None
+    tuned: tuple[Tuned, ...] = ()
 
     @property
     def energy_j(self) -> float | None:

@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Never
 
@@ -62,12 +62,13 @@ def _noted(_signum: int, _frame: object) -> None:
     """A handler makes the system keep SIGCHLD pending; it is fetched by waiting, not by this."""
 
 
-def run_child(argv: Sequence[str], mask: set[int]) -> int:
+def run_child(argv: Sequence[str], mask: set[int], environ: Mapping[str, str] | None = None) -> int:
     """Run a command to its end, inside `held_signals`.
 
     Args:
         argv: the command, looked up in PATH, and its arguments.
         mask: what `held_signals` yielded.
+        environ: its environment; None: this process's.
 
     Returns:
         Its status in the form of os.waitpid.
@@ -80,7 +81,9 @@ def run_child(argv: Sequence[str], mask: set[int]) -> int:
     for early in (_FORWARDED - {signal.SIGWINCH} - ignored) & signal.sigpending():
         end_like(early)  # before there is anybody to hand it to
     try:
-        pid = os.posix_spawnp(argv[0], list(argv), os.environ, setsigmask=mask, setsigdef=default)
+        pid = os.posix_spawnp(
+            argv[0], list(argv), os.environ if environ is None else environ, setsigmask=mask, setsigdef=default
+        )
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: an empty name
         raise CommandNotFoundError(
             f"{argv[0] or repr(argv[0])}: command not found",

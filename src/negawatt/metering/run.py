@@ -20,6 +20,7 @@ from negawatt.core.errors import NegawattError, SensorError, UsageError
 from negawatt.core.measurement import PowerPoint
 from negawatt.core.reading import Reading, Source, total, weakest
 from negawatt.core.run import Attribution, Run, Work
+from negawatt.core.tuned import Tuned
 from negawatt.hardware.host import this_host
 from negawatt.metering.attribute import Attributor
 from negawatt.metering.kept import Kept, log_error
@@ -68,6 +69,7 @@ class LiveRun:
         self._pid = os.getpid()
         self._argv = argv
         self._work: dict[str, float] = {}
+        self._tuned: tuple[Tuned, ...] = ()
         self._ended: Run | None = None
         self._seen: tuple[Reading, ...] = ()
         self._pulse_at_s = FIRST_PULSE_S
@@ -75,7 +77,7 @@ class LiveRun:
         self._work_lock = threading.RLock()
         self._started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._meter = meter or shared_meter(tuple(sensors))
-        self._outer = _around()
+        self._outer = current_run()
         self._kept = Kept(name) if record else None
         self.key = self._kept.key if self._kept else f"{self._pid}-{os.urandom(4).hex()}"
         self._attributor: Attributor | None = None
@@ -173,6 +175,10 @@ class LiveRun:
         with self._work_lock:
             done = Work(unit=unit, quantity=quantity).quantity + self._work.get(unit, 0.0)
             self._work[unit] = Work(unit=unit, quantity=done).quantity
+
+    def tuned(self, tuned: Tuned) -> None:
+        """Keep with the run how a limit was tuned during it."""
+        self._tuned = (*self._tuned, tuned)
 
     def stop(self, *, error: BaseException | None = None) -> Run | None:
         """End the run, and keep it if it is recorded. Idempotent; raises nothing that would hide the user's work.
@@ -311,6 +317,7 @@ class LiveRun:
             parent=self.parent,
             wall_j=wall_j,
             wall_sd_j=wall_sd_j,
+            tuned=self._tuned,
         )
 
 
@@ -320,7 +327,7 @@ def shared_meter(names: tuple[str, ...]) -> Meter:
     return Meter.open(names=names)
 
 
-def _around() -> LiveRun | None:
+def current_run() -> LiveRun | None:
     """The innermost run of this process and context that goes on; those inside it may have ended elsewhere."""
     run = _current.get()
     while run is not None and not (run.here and run.running):

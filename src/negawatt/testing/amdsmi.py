@@ -1,4 +1,4 @@
-"""FakeAmdsmi: the part of the `amdsmi` module that sensors use, over GPUs with known joules."""
+"""FakeAmdsmi: the part of the `amdsmi` module that sensors and controls use, over GPUs with known joules."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ class AmdSmiException(Exception):  # noqa: N818 -- the name is AMD SMI's
     """What `amdsmi` raises."""
 
 
+NO_PERMISSION = "10 | AMDSMI_STATUS_NO_PERM - Permission Denied"
+"""AMD SMI's answer to users who may not set anything."""
+
+
 @dataclass(kw_only=True, eq=False)
 class FakeAmdGpu:
     """One listed GPU; also its own handle.
@@ -27,8 +31,13 @@ class FakeAmdGpu:
         counter_factor: what the energy counter counts of the true joules; 0 stands still; None: there is no counter.
         power: which field of the power report is filled: "current", "average" or "".
         second_die: whether it is the second die of an MI250, which reports 0.
-        power_w: what it draws now; set by `FakeAmdsmi.advance`.
+        power_w: what it would draw now without a cap; set by `FakeAmdsmi.advance`.
         energy_j: joules drawn so far.
+        limit_w: its power cap; it draws no more [W].
+        lowest_w: the lowest cap [W].
+        highest_w: the highest cap; 0: it has none [W].
+        limit_error: what AMD SMI answers to a new cap; "": it takes it.
+        limit_ignored: whether a new cap is answered with success, and not taken.
         lost: whether it fell off the bus.
     """
 
@@ -42,6 +51,11 @@ class FakeAmdGpu:
     power_w: float = 100.0
     energy_j: float = 0.0
     lost: bool = False
+    limit_w: float = 750.0
+    lowest_w: float = 0.0
+    highest_w: float = 750.0
+    limit_error: str = ""
+    limit_ignored: bool = False
     _count: float = field(default=1e9, init=False, repr=False)
 
 
@@ -72,8 +86,9 @@ class FakeAmdsmi:
     def idle(self, seconds: float) -> None:
         """Let time pass at the power that is drawn now."""
         for gpu in self.gpus:
-            gpu.energy_j += gpu.power_w * seconds
-            gpu._count += gpu.power_w * seconds * (gpu.counter_factor or 0.0) * 1e6 / RESOLUTION_UJ  # noqa: SLF001
+            power_w = min(gpu.power_w, gpu.limit_w)
+            gpu.energy_j += power_w * seconds
+            gpu._count += power_w * seconds * (gpu.counter_factor or 0.0) * 1e6 / RESOLUTION_UJ  # noqa: SLF001
         self.time_s += seconds
 
     def clock(self) -> float:
@@ -118,8 +133,25 @@ class FakeAmdsmi:
         self._alive(gpu, supported=True)
         none = 0xFFFF if self.old else "N/A"
         return {
-            f"{name}_socket_power": round(gpu.power_w) if gpu.power == name else none for name in ("current", "average")
+            f"{name}_socket_power": round(min(gpu.power_w, gpu.limit_w)) if gpu.power == name else none
+            for name in ("current", "average")
         }
+
+    def amdsmi_get_power_cap_info(self, gpu: FakeAmdGpu) -> dict[str, Any]:
+        """The cap and its range [uW]."""
+        self._alive(gpu, supported=gpu.highest_w > 0)
+        caps = {"power_cap": gpu.limit_w, "min_power_cap": gpu.lowest_w, "max_power_cap": gpu.highest_w}
+        return {name: round(watts * 1e6) for name, watts in caps.items()}
+
+    def amdsmi_set_power_cap(self, gpu: FakeAmdGpu, sensor: int, cap_uw: int) -> None:  # noqa: ARG002 -- the interface
+        """Set the cap, which the driver keeps in whole watts."""
+        self._alive(gpu, supported=gpu.highest_w > 0)
+        if gpu.limit_error:
+            raise AmdSmiException(f"Error code:\n\t{gpu.limit_error}")
+        if not gpu.lowest_w <= cap_uw * 1e-6 <= gpu.highest_w:
+            raise AmdSmiException("Error code:\n\t1 | AMDSMI_STATUS_INVAL - Invalid parameters")
+        if not gpu.limit_ignored:
+            gpu.limit_w = float(cap_uw // 1_000_000)
 
     def _alive(self, gpu: FakeAmdGpu, *, supported: bool) -> None:
         if gpu.lost or not supported:

@@ -3,14 +3,16 @@
     with SimulatedNvml([SimulatedGpu(load=Load([(0.0, 300.0)]))]) as nvml:
         sensor = NvidiaSensor(nvml.pynvml(), environ={}, clock=nvml.clock)
 
-The library is compiled on demand from `fake_nvml/nvml.c`, which needs Linux and a C compiler. A program that loads
-NVML by itself gets it with the environment that `environ` gives.
+The library is compiled on demand from `fake_nvml/*.c`, which needs Linux and a C compiler. A program that loads NVML by
+itself gets it with the environment that `environ` gives. Power limits, locked clocks and profiles can be set by every
+process that has it, and are one truth for all of them; a GPU draws what its load asks for, at most its limit.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import mmap
 import os
 import shutil
@@ -27,8 +29,10 @@ from typing import Any, Self
 from negawatt.core.errors import UsageError
 from negawatt.testing.load import Load
 
-_GPUS, _SLICES, _PIDS, _POINTS = 8, 8, 16, 65536
+_GPUS, _SLICES, _PIDS, _POINTS, _CHANGES = 8, 8, 16, 65536, 4096
+_CLOCKS, _MEMORY_CLOCKS, _PROFILES = 256, 8, 32
 _NEVER_S = 1e300
+_SOURCES = ("fake_nvml/nvml.c", "fake_nvml/settings.c")
 
 NOT_SUPPORTED, NO_PERMISSION, DRIVER_NOT_LOADED, GPU_IS_LOST = 3, 4, 9, 15
 """NVML's error numbers, for the fields of `SimulatedGpu` and `SimulatedNvml` that end in `_error`."""
@@ -67,7 +71,16 @@ class SimulatedGpu:
         average_window_s: averaging of nvmlDeviceGetPowerUsage; 0: as the instant power [s].
         phase_s: when the refreshes happen [s].
         handle_error: NVML's error number for asking for it; 0: none. So the others, for energy, power and the field of
-            instant power; device_error is that of all calls.
+            instant power; limit_error for all that sets something; device_error is that of all calls.
+        limit_w: power limit as found; `SimulatedNvml.set_limit` changes it later [W].
+        lowest_w: the lowest one that can be set [W].
+        highest_w: the highest one that can be set; 0: power limits are not supported [W].
+        default_w: the one after a restart [W].
+        elsewhere_w: one that was set past NVML, as through a server's management controller [W].
+        limit_ignored: whether what is set is answered with success, and not taken.
+        persistence: whether persistence mode is on.
+        clocks_mhz: supported graphics clocks, rising; empty: they cannot be locked [MHz]. So the memory's.
+        profiles: numbers of the workload power profiles; empty: none are supported.
     """
 
     uuid: str = "GPU-00000000-0000-0000-0000-000000000000"
@@ -92,19 +105,58 @@ class SimulatedGpu:
     energy_error: int = 0
     power_error: int = 0
     instant_error: int = 0
+    limit_error: int = 0
     device_error: int = 0
+    limit_w: float = 400.0
+    lowest_w: float = 100.0
+    highest_w: float = 400.0
+    default_w: float = 400.0
+    elsewhere_w: float = math.inf
+    limit_ignored: bool = False
+    persistence: bool = True
+    clocks_mhz: Sequence[int] = range(210, 1411, 15)
+    memory_clocks_mhz: Sequence[int] = (1215,)
+    profiles: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSettings:
+    """What is set of a simulated GPU now, by whatever process.
+
+    Attributes:
+        limit_w: power limit [W].
+        clocks_mhz: lowest and highest locked graphics clock; None: not locked [MHz]. So the memory's.
+        profiles: numbers of the requested workload power profiles.
+    """
+
+    limit_w: float
+    clocks_mhz: tuple[int, int] | None = None
+    memory_clocks_mhz: tuple[int, int] | None = None
+    profiles: tuple[int, ...] = ()
 
 
 class _Slice(ctypes.Structure):
     _fields_ = (("uuid", ctypes.c_char * 96), ("gpu_slices", ctypes.c_uint32), ("compute_slices", ctypes.c_uint32))
 
 
-_ERRORS = ("handle_error", "energy_error", "power_error", "instant_error", "device_error")
+_ERRORS = ("handle_error", "energy_error", "power_error", "instant_error", "device_error", "limit_error")
 _FLOATS = (
     *("counter_refresh_s", "counter_scale", "counter_offset_j", "frozen_s", "power_frozen_s"),
     *("power_refresh_s", "power_window_s", "power_scale", "noise_fraction"),
     *("average_window_s", "phase_s", "counter_window_s"),
+    *("lowest_w", "highest_w", "default_w", "elsewhere_w"),
 )
+_FLAGS = ("limit_ignored", "persistence")
+_LISTS = (
+    ("pids", "pid"),
+    ("clocks_mhz", "clock_mhz"),
+    ("memory_clocks_mhz", "memory_clock_mhz"),
+    ("profiles", "profile"),
+)
+
+
+class _Change(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_double) for name in ("time_s", "joules_j", "limit_w", "effective_w"))
 
 
 class _Gpu(ctypes.Structure):
@@ -112,9 +164,19 @@ class _Gpu(ctypes.Structure):
         ("uuid", ctypes.c_char * 96),
         ("name", ctypes.c_char * 96),
         *((name, ctypes.c_int32) for name in _ERRORS),
-        *((name, ctypes.c_uint32) for name in ("architecture", "max_slices", "slices", "pids")),
+        *((name, ctypes.c_uint32) for name in _FLAGS),
+        *((name, ctypes.c_uint32) for name in ("architecture", "max_slices", "slices")),
+        *((name, ctypes.c_uint32) for name in ("pids", "clocks", "memory_clocks", "profiles")),
         ("pid", ctypes.c_uint32 * _PIDS),
-        *((name, ctypes.c_double) for name in _FLOATS),
+        ("clock_mhz", ctypes.c_uint32 * _CLOCKS),
+        ("memory_clock_mhz", ctypes.c_uint32 * _MEMORY_CLOCKS),
+        ("profile", ctypes.c_uint32 * _PROFILES),
+        *((name, ctypes.c_double) for name in (*_FLOATS, "peak_w")),
+        ("locked_mhz", ctypes.c_uint32 * 2),
+        ("memory_locked_mhz", ctypes.c_uint32 * 2),
+        ("requested", ctypes.c_uint32 * 8),
+        ("changes", ctypes.c_uint64),
+        ("change", _Change * _CHANGES),
         ("points", ctypes.c_uint64),
         ("slice", _Slice * _SLICES),
         *((name, ctypes.c_double * _POINTS) for name in ("time_s", "power_w", "joules_j")),
@@ -155,6 +217,9 @@ class SimulatedNvml:
             self._memory = mmap.mmap(file.fileno(), ctypes.sizeof(_State))
         self._state = _State.from_buffer(self._memory)
         self._state.origin_s = time.perf_counter()
+        self._code = ctypes.CDLL(str(self._library))
+        self._code.simulated_limit_w.restype = self._code.simulated_joules.restype = ctypes.c_double
+        self._code.nvmlInitWithFlags(0)  # maps the state
         self._module: Any = None
         self.live = live
         self.reset(gpus, init_error=init_error)
@@ -169,26 +234,64 @@ class SimulatedNvml:
         self._state.gpus = len(gpus)
         self._state.now_s = -1.0 if self.live else 0.0
         self._state.origin_s = time.perf_counter()
+        for shown in self._state.gpu:
+            shown.changes = shown.peak_w = shown.points = 0
+            for settings in (shown.locked_mhz, shown.memory_locked_mhz, shown.requested):
+                ctypes.memset(settings, 0, ctypes.sizeof(settings))
         self.update()
 
     def update(self) -> None:
-        """Show what was changed in the GPUs."""
+        """Show what was changed in the GPUs. What was set meanwhile stays as it is set."""
         for index, (gpu, shown) in enumerate(zip(self.gpus, self._state.gpu, strict=False)):
-            for name in (*_ERRORS, *_FLOATS, "architecture"):
+            elsewhere_w = shown.elsewhere_w
+            for name in (*_ERRORS, *_FLOATS, *_FLAGS, "architecture"):
                 setattr(shown, name, getattr(gpu, name))
             shown.uuid, shown.name = gpu.uuid.encode(), gpu.name.encode()
-            shown.slices, shown.max_slices, shown.pids = len(gpu.slices), 7 if gpu.slices else 0, len(gpu.pids)
-            shown.pid[: len(gpu.pids)] = gpu.pids
+            shown.slices, shown.max_slices = len(gpu.slices), 7 if gpu.slices else 0
             for at, piece in enumerate(gpu.slices):
                 shown.slice[at] = _Slice(piece.uuid.encode(), piece.compute_slices, piece.compute_slices)
-            if len(gpu.load.times_s) > _POINTS:
-                raise ValueError(f"a load of a simulated GPU has at most {_POINTS} points")
-            old = slice(self._drawn[index], self._drawn[index] + 1)  # loads only grow
-            new = slice(old.start, len(gpu.load.times_s))
-            for name, values in (("time_s", gpu.load.times_s), ("power_w", gpu.load.powers_w)):
-                getattr(shown, name)[new] = values[new]
-            shown.joules_j[new] = gpu.load.joules_j[new]
-            self._drawn[index] = shown.points = new.stop
+            for values, place in _LISTS:
+                numbers = getattr(gpu, values)
+                getattr(shown, place)[: len(numbers)] = numbers
+                setattr(shown, values.removesuffix("_mhz"), len(numbers))
+            self._show_load(index, gpu.load, shown)
+            if not shown.changes:
+                self.set_limit(index, gpu.limit_w)
+            elif gpu.elsewhere_w != elsewhere_w:
+                self.set_limit(index, self.settings[index].limit_w)
+
+    def _show_load(self, index: int, load: Load, shown: _Gpu) -> None:
+        """What a load has got since the last time."""
+        if len(load.times_s) > _POINTS:
+            raise ValueError(f"a load of a simulated GPU has at most {_POINTS} points")
+        old = slice(self._drawn[index], self._drawn[index] + 1)  # loads only grow
+        new = slice(old.start, len(load.times_s))
+        shown.peak_w = max([shown.peak_w, *load.powers_w[new]])
+        for name, values in (("time_s", load.times_s), ("power_w", load.powers_w), ("joules_j", load.joules_j)):
+            getattr(shown, name)[new] = values[new]
+        self._drawn[index] = shown.points = new.stop
+
+    @property
+    def settings(self) -> tuple[GpuSettings, ...]:
+        """What is set of every GPU now."""
+        return tuple(
+            GpuSettings(
+                limit_w=self._code.simulated_limit_w(index),
+                clocks_mhz=_locked(shown.locked_mhz),
+                memory_clocks_mhz=_locked(shown.memory_locked_mhz),
+                profiles=tuple(bit for bit in range(256) if shown.requested[bit // 32] >> bit % 32 & 1),
+            )
+            for index, shown in enumerate(self._state.gpu[: len(self.gpus)])
+        )
+
+    def set_limit(self, index: int, limit_w: float) -> None:
+        """Set a GPU's power limit as an administrator: neither permission nor range is asked for."""
+        if self._code.simulated_set_limit(index, ctypes.c_double(limit_w)):
+            raise OSError("the simulated NVML's state cannot be locked")
+
+    def energy_j(self, index: int, time_s: float | None = None) -> float:
+        """Joules that a GPU truly drew from time 0 to a time, or to now [J]."""
+        return float(self._code.simulated_joules(index, ctypes.c_double(self.clock() if time_s is None else time_s)))
 
     def advance(self, seconds: float, power_w: float | None = None) -> None:
         """Let simulated time pass [s], along the loads or, from now on, at one power of all GPUs [W]."""
@@ -226,6 +329,10 @@ class SimulatedNvml:
         self.close()
 
 
+def _locked(clocks: ctypes.Array[ctypes.c_uint32]) -> tuple[int, int] | None:
+    return (int(clocks[0]), int(clocks[1])) if clocks[1] else None
+
+
 def _own_pynvml() -> Any:  # noqa: ANN401 -- a module
     """The module pynvml once more: the program's own may have loaded the machine's NVML."""
     found = importlib.util.find_spec("pynvml")
@@ -256,7 +363,7 @@ def _build(folder: Path) -> Path:
             "the simulated NVML is a small library that is compiled on demand",
             "on Linux, install one (`sudo apt install gcc`), or name it in the environment variable CC",
         )
-    source = files("negawatt.testing").joinpath("fake_nvml/nvml.c").read_bytes()
+    source = b"".join(files("negawatt.testing").joinpath(name).read_bytes() for name in _SOURCES)
     command = [compiler, "-O2", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", "-x", "c", "-", "-o", str(library)]
     done = subprocess.run([*command, "-lm"], input=source, capture_output=True, check=False)
     if done.returncode:

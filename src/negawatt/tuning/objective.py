@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from negawatt.core.errors import UsageError
@@ -59,3 +59,26 @@ class Objective:
         if self.goal is Goal.WEIGHTED:
             return energy_ratio + self.time_weight * (time_ratio - 1.0)
         return energy_ratio
+
+    def with_rest(self, rest_fraction: float) -> Objective:
+        """The objective in the devices' energy alone that, with the rest of the host counted, ranks limits as this one.
+
+        The rest draws a constant power however slow the devices are: energy is e + r t, so slowness has a price.
+        The energy-delay product stays that of the devices.
+
+        Args:
+            rest_fraction: r, power of the rest over mean power of the untouched devices.
+        """
+        if self.goal is Goal.EDP or rest_fraction == 0.0:
+            return self
+        weight = rest_fraction + self.time_weight * (1.0 + rest_fraction)
+        return replace(self, goal=Goal.WEIGHTED, time_weight=weight)
+
+    def __str__(self) -> str:
+        goals = {
+            Goal.ENERGY: "least energy",
+            Goal.EDP: "least energy times time",
+            Goal.WEIGHTED: f"least energy plus {self.time_weight:g} of it per doubling of time",
+        }
+        bound = self.max_slowdown_fraction
+        return goals[self.goal] + ("" if bound is None else f", at most {bound * 100:.3g} % slower")

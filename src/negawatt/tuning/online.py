@@ -60,17 +60,21 @@ class OnlineTuner:
     """Call `mark` whenever the job's steps have reached `next_step`, and set the limit that it returns.
 
     Args:
-        search: makes a search; its first question is the limit as found.
+        search: makes a search for an objective in the devices' energy; its first question is the limit as found.
         objective: what is wanted.
         found: the limit as found.
         pace: how long things take.
     """
 
     def __init__(
-        self, search: Callable[[], LimitSearch], objective: Objective, found: float, pace: Pace | None = None
+        self,
+        search: Callable[[Objective], LimitSearch],
+        objective: Objective,
+        found: float,
+        pace: Pace | None = None,
     ) -> None:
         self._make_search = search
-        self._search = search()
+        self._search: LimitSearch | None = None  # made when the devices' own part of the power is known
         self._objective = objective
         self._pace = pace or Pace()
         self._phase = _Phase.WARMUP
@@ -80,7 +84,7 @@ class OnlineTuner:
         self._last: Mark | None = None
         self._parts: list[Part] = []
         self._drifts: tuple[Drift, Drift] | None = None
-        self._now: dict[float, ProbeResult] = {}  # the latest window of every limit since the last drift
+        self._now: dict[float, Mean] = {}  # the latest window of every limit since the last drift
         self._struck: set[float] = set()
         self._held_since: Mark | None = None
         self._judged = False  # whether what is held was looked at again
@@ -160,9 +164,11 @@ class OnlineTuner:
 
     def _ask(self, mark: Mark) -> float | None:
         """Go to the limit that the search wants next, or hold the best."""
+        if self._search is None:
+            return self._switch(self._found, mark)
         wanted = self._search.ask()
         if wanted is None:
-            return self._hold(self._best(), mark)
+            return self._hold(self._best(self._search), mark)
         return self._switch(wanted, mark)
 
     def _switch(self, limit: float, mark: Mark) -> float | None:
@@ -174,17 +180,21 @@ class OnlineTuner:
         self._held_since, self._drifts, self._judged = mark, None, False
         return self._switch(limit, mark)
 
-    def _best(self) -> float:
+    def _best(self, search: LimitSearch) -> float:
         """The best limit measured that was not struck out since."""
         if not self._struck:
-            return self._search.best
+            return search.best
         base = self._now[self._found]
+        objective = self._in_devices(base)
         costs = {
-            limit: self._objective.cost(p.time_s / base.time_s, p.energy_j / base.energy_j)
-            for limit, p in self._now.items()
+            limit: objective.cost(window.time_s / base.time_s, window.energy_j / base.energy_j)
+            for limit, window in self._now.items()
             if limit not in self._struck
         }
         return min(costs, key=lambda limit: (costs[limit], -limit))
+
+    def _in_devices(self, base: Mean) -> Objective:
+        return self._objective.with_rest(base.rest_w * base.time_s / base.energy_j)
 
     def _measured(self, mark: Mark, part: Part) -> float | None:
         """One more part of a probe."""
@@ -192,11 +202,10 @@ class OnlineTuner:
         window = mean(self._parts)
         if not self._complete(window):
             return None
-        if self._base is None:
-            self._base = window
+        self._base = self._base or window
         self._keep(window)
-        probe = self._now[self._limit]
-        self._search.tell(Probed(limit=self._limit, time_s=probe.time_s, energy_j=probe.energy_j))
+        self._search = self._search or self._make_search(self._in_devices(self._base))
+        self._search.tell(Probed(limit=self._limit, time_s=window.time_s, energy_j=window.energy_j))
         return self._ask(mark)
 
     def _complete(self, window: Mean) -> bool:
@@ -211,6 +220,7 @@ class OnlineTuner:
     def _keep(self, window: Mean) -> None:
         assert self._base is not None  # noqa: S101 -- narrows the type; set before the first probe is kept
         rest_j, rest_sd_j = (self._base.rest_w * t for t in (window.time_s, window.time_sd_s))
+        self._now[self._limit] = window
         result = ProbeResult(
             limit=self._limit,
             steps=window.steps,
@@ -219,7 +229,6 @@ class OnlineTuner:
             energy_j=window.energy_j + rest_j,
             energy_sd_j=math.hypot(window.energy_sd_j, rest_sd_j),
         )
-        self._now[self._limit] = result
         self.probes.append(result)
 
     def _watched(self, mark: Mark, part: Part) -> float | None:
@@ -255,7 +264,7 @@ class OnlineTuner:
         self.end()
         self.retuned += 1
         self._held_since, self._base, self._now, self._struck, self._judged = None, None, {}, set(), False
-        self._search = self._make_search()
+        self._search = None
         return self._ask(mark)
 
     def _overruled(self) -> float | None:
@@ -269,7 +278,7 @@ class OnlineTuner:
             return None
         self._note(f"{self._limit:g} was {ratio - 1:.1%} slower when looked at again, beyond the bound: given up")
         self._struck.add(self._limit)
-        return self._best()
+        return self._best(self._search) if self._search else self._found
 
 
 def _drift(values: list[float]) -> Drift:

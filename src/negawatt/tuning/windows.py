@@ -89,18 +89,22 @@ def mean(parts: list[Part]) -> Mean:
     steps, time_s = math.fsum(p.steps for p in kept), math.fsum(p.time_s for p in kept)
     energy_j = math.fsum(p.energy_j for p in kept)
     # What neighbouring parts got wrong at the edge between them cancels in the sum: two edges remain.
-    meter_sd_j = max(part.energy_sd_j for part in kept) / steps
+    edges_sd_j = max(part.energy_sd_j for part in kept)
     return Mean(
         steps=steps,
         parts=len(kept),
         time_s=time_s / steps,
         time_sd_s=_sd_of_mean([part.time_s / part.steps for part in kept]),
         energy_j=energy_j / steps,
-        energy_sd_j=math.hypot(_sd_of_mean([part.energy_j / part.steps for part in kept]), meter_sd_j),
+        energy_sd_j=math.hypot(
+            _sd_of_mean([p.energy_j / p.steps for p in kept], edges_sd_j * len(kept) / steps), edges_sd_j / steps
+        ),
         rest_w=math.fsum(p.rest_j for p in kept) / time_s,
     )
 
 
-def _sd_of_mean(values: list[float]) -> float:
-    """Standard error of the mean; infinite from a single value."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+def _sd_of_mean(values: list[float], known_sd: float = 0.0) -> float:
+    """Standard error of the mean, infinite from a single value; what is known to scatter and to cancel is left out."""
+    if len(values) < 2:
+        return math.inf
+    return math.sqrt(max(0.0, statistics.variance(values) - known_sd**2) / len(values))

@@ -11,8 +11,6 @@ The counter is not believed on sight: on an MI100 it was found frozen, and count
 from __future__ import annotations
 
 import contextlib
-import importlib
-import io
 import math
 import os
 import re
@@ -20,12 +18,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 from negawatt.core.errors import SensorError, refusal
 from negawatt.core.host import Host
 from negawatt.core.reading import Probe, SensorInfo, Source
+from negawatt.hardware.amdsmi import import_amdsmi, one_line
 from negawatt.metering.counters import Counter
 from negawatt.metering.probes import CheckedCounterProbe, CounterProbe, PowerProbe, Quantity
 from negawatt.metering.sampled import Shown
@@ -118,7 +116,7 @@ class AmdSensor:
         Raises:
             SensorError: if there is none, or one cannot be read.
         """
-        smi = self._given or _import_amdsmi()
+        smi = self._given or import_amdsmi(SensorError)
         gpus = self._list(smi)
         card_of = _cards(gpus)
         visible = _visible(gpus, os.environ if self._environ is None else self._environ)
@@ -136,7 +134,7 @@ class AmdSensor:
             handles = {str(smi.amdsmi_get_gpu_device_bdf(h)).lower(): h for h in smi.amdsmi_get_processor_handles()}
         except smi.AmdSmiException as error:
             raise SensorError(
-                f"AMD SMI cannot be used ({_text(error)})",
+                f"AMD SMI cannot be used ({one_line(error)})",
                 "without AMD's GPU driver no GPU's energy can be read",
                 "on a machine with an AMD GPU, check its driver with `amd-smi list`",
             ) from error
@@ -311,28 +309,10 @@ def _power_or_lost(smi: Any, gpu: _Gpu) -> float:  # noqa: ANN401
 
 def _lost(gpu: _Gpu, error: object) -> SensorError:
     return SensorError(
-        f"{_scope(gpu)} gives no more readings ({_text(error)})",
+        f"{_scope(gpu)} gives no more readings ({one_line(error)})",
         "the energy of this window is unknown from here on",
         "check the GPU with `amd-smi metric --power --energy`",
     )
-
-
-def _text(error: object) -> str:
-    """AMD SMI's messages hold line breaks."""
-    return " ".join(str(error).split())
-
-
-def _import_amdsmi() -> ModuleType:
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):  # it prints where it looked for its library
-            return importlib.import_module("amdsmi")
-    except Exception as error:  # without its library it raises whatever comes next: KeyError, OSError, AttributeError
-        raise SensorError(
-            f"the package amdsmi cannot be imported ({type(error).__name__}: {_text(error)})",
-            "it is how AMD GPUs are read, and its version has to fit the installed ROCm",
-            "on a machine with an AMD GPU and ROCm 7.0, type `pip install 'amdsmi==7.0.*'`",
-        ) from error
 
 
 sensor = AmdSensor()

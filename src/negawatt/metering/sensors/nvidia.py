@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from negawatt.core.errors import NeedsPrivilegeError, SensorError, refusal
+from negawatt.core.errors import SensorError, refusal
 from negawatt.core.host import Host
 from negawatt.core.reading import SensorInfo, Source
+from negawatt.hardware.nvml import NvmlGpu, open_nvml, slices_of, text
 from negawatt.metering.counters import Counter
 from negawatt.metering.probes import CheckedCounterProbe, PowerProbe, Quantity
 from negawatt.metering.sampled import Shown
@@ -37,15 +36,6 @@ AVERAGE_S = 1.0
 PART_TIME = ("A100", "H100")
 """GPUs whose power sensor looks 25 % of the time (arXiv 2312.02741v2, abstract)."""
 _GA100 = ("A100", "A30")
-
-
-@dataclass(frozen=True, slots=True)
-class _Device:
-    """A GPU that NVML lists and this user may ask."""
-
-    handle: Any
-    uuid: str
-    name: str
 
 
 class NvidiaSensor:
@@ -97,16 +87,7 @@ class NvidiaSensor:
             SensorError: if there is none or one cannot be read.
             NeedsPrivilegeError: if there are GPUs and this user may use none of them.
         """
-        nvml = self._given or _import_nvml()
-        try:
-            nvml.nvmlInit()
-            devices = _devices(nvml)
-        except nvml.NVMLError as error:
-            raise SensorError(
-                f"NVML cannot be used ({error})",
-                "without the NVIDIA driver no GPU's energy can be read",
-                "on a machine with an NVIDIA GPU, check its driver with `nvidia-smi`",
-            ) from error
+        nvml, devices = open_nvml(self._given, SensorError)
         environ = os.environ if self._environ is None else self._environ
         seen = _visible(nvml, devices, environ.get("CUDA_VISIBLE_DEVICES"))
         probes = [self._probe(nvml, device, fraction) for device, fraction in seen]
@@ -114,7 +95,7 @@ class NvidiaSensor:
         self._source = Source.SAMPLED if sampled else Source.COUNTER
         return probes
 
-    def _probe(self, nvml: Any, device: _Device, slice_fraction: float) -> Probe:  # noqa: ANN401
+    def _probe(self, nvml: Any, device: NvmlGpu, slice_fraction: float) -> Probe:  # noqa: ANN401
         """A probe of the best kind that this GPU supports."""
         scope = f"gpu:{device.uuid}"
         read_power, mean_s = _power_reader(nvml, device)
@@ -156,30 +137,7 @@ class NvidiaSensor:
         )
 
 
-def _devices(nvml: Any) -> tuple[_Device, ...]:  # noqa: ANN401
-    """The GPUs that this user may ask, in PCI order; NVML counts the others, too. Raises NVMLError, NegawattError."""
-    count, devices = nvml.nvmlDeviceGetCount(), []
-    for index in range(count):
-        try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        except nvml.NVMLError as error:
-            if getattr(error, "value", None) != nvml.NVML_ERROR_NO_PERMISSION:
-                raise
-            continue
-        name, uuid = (_text(ask(handle)) for ask in (nvml.nvmlDeviceGetName, nvml.nvmlDeviceGetUUID))
-        devices.append(_Device(handle, uuid, name))
-    if count and not devices:
-        raise NeedsPrivilegeError(
-            f"this user may use none of {count} NVIDIA GPUs",
-            "a container or a batch system keeps them for others",
-            "ask for a GPU (`docker run --gpus 1`, `srun --gpus 1`)",
-        )
-    if not devices:
-        raise SensorError("NVML lists no GPU", "there is nothing to read", "check with `nvidia-smi -L`")
-    return tuple(devices)
-
-
-def _visible(nvml: Any, devices: tuple[_Device, ...], wanted: str | None) -> list[tuple[_Device, float]]:  # noqa: ANN401
+def _visible(nvml: Any, devices: tuple[NvmlGpu, ...], wanted: str | None) -> list[tuple[NvmlGpu, float]]:  # noqa: ANN401
     """The GPUs to meter, each once, and the part of each that is visible. Raises SensorError if all are hidden."""
     if wanted is None:
         return [(device, _slices(nvml, device)) for device in devices]
@@ -203,7 +161,7 @@ def _visible(nvml: Any, devices: tuple[_Device, ...], wanted: str | None) -> lis
     return [(by_uuid[uuid], fraction) for uuid, fraction in fractions.items()]
 
 
-def _resolve(nvml: Any, devices: tuple[_Device, ...], entry: str) -> tuple[_Device, float] | None:  # noqa: ANN401
+def _resolve(nvml: Any, devices: tuple[NvmlGpu, ...], entry: str) -> tuple[NvmlGpu, float] | None:  # noqa: ANN401
     """The GPU, and the part of it, that one entry of CUDA_VISIBLE_DEVICES means; None if it means none."""
     if entry.isdigit():
         device = devices[int(entry)] if int(entry) < len(devices) else None
@@ -213,7 +171,7 @@ def _resolve(nvml: Any, devices: tuple[_Device, ...], entry: str) -> tuple[_Devi
     elif entry.startswith("MIG-"):
         try:
             piece = nvml.nvmlDeviceGetHandleByUUID(entry)
-            uuid = _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(piece)))
+            uuid = text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(piece)))
             device = next((device for device in devices if device.uuid == uuid), None)
             return (device, _part(nvml, device, piece)) if device else None
         except nvml.NVMLError:
@@ -222,31 +180,20 @@ def _resolve(nvml: Any, devices: tuple[_Device, ...], entry: str) -> tuple[_Devi
     return (matches[0], _slices(nvml, matches[0])) if len(matches) == 1 else None
 
 
-def _slices(nvml: Any, device: _Device) -> float:  # noqa: ANN401
+def _slices(nvml: Any, device: NvmlGpu) -> float:  # noqa: ANN401
     """The part of a GPU that its MIG slices, those that this process may use, make up; 1 without MIG."""
-    try:
-        if not nvml.nvmlDeviceGetMigMode(device.handle)[0]:
-            return 1.0
-        most = nvml.nvmlDeviceGetMaxMigDeviceCount(device.handle)
-    except nvml.NVMLError:  # GPUs that cannot be sliced answer so
-        return 1.0
-    parts = []
-    for index in range(most):
-        try:
-            piece = nvml.nvmlDeviceGetMigDeviceHandleByIndex(device.handle, index)
-        except nvml.NVMLError:  # no slice at this place, or not for this process
-            continue
-        parts.append(_part(nvml, device, piece))
+    slices = slices_of(nvml, device.handle)
+    parts = [_part(nvml, device, piece) for piece in slices or ()]
     return min(1.0, sum(parts)) or 1.0
 
 
-def _part(nvml: Any, device: _Device, piece: Any) -> float:  # noqa: ANN401
+def _part(nvml: Any, device: NvmlGpu, piece: Any) -> float:  # noqa: ANN401
     """Compute slices of a MIG device over those of its GPU, which are as many as MIG devices fit on it: 7, or 4."""
     most = nvml.nvmlDeviceGetMaxMigDeviceCount(device.handle)
     return float(nvml.nvmlDeviceGetAttributes(piece).computeInstanceSliceCount / most)
 
 
-def _power_reader(nvml: Any, device: _Device) -> tuple[Callable[[], float], float]:  # noqa: ANN401
+def _power_reader(nvml: Any, device: NvmlGpu) -> tuple[Callable[[], float], float]:  # noqa: ANN401
     """How to read power [W], instant where the driver tells it, and over how long it is averaged [s]."""
     handle, field = device.handle, nvml.NVML_FI_DEV_POWER_INSTANT
 
@@ -294,23 +241,6 @@ def _flags(name: str) -> tuple[str, ...]:
     if "GH200" in name:
         flags.append("the counter of a GH200 counts the whole module, CPU and memory included (zeus pull request 172)")
     return tuple(flags)
-
-
-def _text(name: str | bytes) -> str:
-    """NVML gave bytes before version 12 of its binding."""
-    return name.decode() if isinstance(name, bytes) else name
-
-
-def _import_nvml() -> ModuleType:
-    try:
-        import pynvml
-    except ImportError as error:
-        raise SensorError(
-            f"the package nvidia-ml-py cannot be imported ({error})",
-            "it is how GPU energy is read",
-            "type `pip install nvidia-ml-py`",
-        ) from error
-    return pynvml  # type: ignore[no-any-return]
 
 
 sensor = NvidiaSensor()

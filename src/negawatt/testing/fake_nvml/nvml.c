@@ -1,4 +1,5 @@
-/* A stand-in for libnvidia-ml.so.1: the part of NVML that energy meters call, over simulated GPUs.
+/* A stand-in for libnvidia-ml.so.1: the part of NVML that energy meters call, over simulated GPUs. What is set through
+   it is in settings.c, which is compiled behind this file.
 
    Its state is the file "state" in the folder of this library, written by negawatt.testing.SimulatedNvml and mapped
    here, so that a test steers it while it is in use. The structs below and there are the same, field by field.
@@ -11,6 +12,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -20,6 +22,10 @@
 #define SLICES 8
 #define PIDS 16
 #define POINTS 65536
+#define CHANGES 4096
+#define CLOCKS 256
+#define MEMORY_CLOCKS 8
+#define PROFILES 32
 
 enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, LOST = 15 };
 enum { FIELD_ENERGY = 83, FIELD_AVERAGE = 185, FIELD_INSTANT = 186 };
@@ -29,17 +35,29 @@ typedef struct {
     uint32_t gpu_slices, compute_slices;
 } Slice;
 
+/* A power limit from a time on, and the joules drawn until then. */
+typedef struct {
+    double time_s, joules_j, limit_w, effective_w;
+} Change;
+
 typedef struct {
     char uuid[96], name[96];
     /* what these calls answer: 0 or an NVML error */
-    int32_t handle_error, energy_error, power_error, instant_error, device_error;
-    uint32_t architecture, max_slices, slices, pids;
-    uint32_t pid[PIDS];
+    int32_t handle_error, energy_error, power_error, instant_error, device_error, limit_error;
+    uint32_t limit_ignored, persistence;
+    uint32_t architecture, max_slices, slices, pids, clocks, memory_clocks, profiles;
+    uint32_t pid[PIDS], clock_mhz[CLOCKS], memory_clock_mhz[MEMORY_CLOCKS], profile[PROFILES];
     double counter_refresh_s, counter_scale, counter_offset_j, frozen_s, power_frozen_s;
     double power_refresh_s, power_window_s, power_scale, noise_fraction;
     double average_window_s;  /* of nvmlDeviceGetPowerUsage; 0: it gives instant power */
     double phase_s;           /* of all refreshes */
     double counter_window_s;  /* part of each refresh that the counter sees; 0: all of it */
+    double lowest_w, highest_w, default_w, elsewhere_w;  /* limits; the last one is set past NVML */
+    double peak_w;                                       /* of the load */
+    /* what is set, by any process: lowest and highest clock, 0 if not locked; bits of profiles */
+    uint32_t locked_mhz[2], memory_locked_mhz[2], requested[8];
+    uint64_t changes;  /* of the power limit, ever; the last CHANGES of them are kept, in a ring */
+    Change change[CHANGES];
     uint64_t points;
     Slice slice[SLICES];
     double time_s[POINTS], power_w[POINTS], joules_j[POINTS];
@@ -72,6 +90,7 @@ typedef struct {
 typedef struct { uint32_t pid; uint64_t memory; uint32_t gpu_instance, compute_instance; } Process;
 
 static State *state;
+static char state_path[4096];
 static Handle handles[GPUS][SLICES + 1];
 static struct { uint64_t steps; double joules_j; } seen[GPUS];  /* of part-time counters, summed so far */
 
@@ -84,20 +103,66 @@ static double now_s(void) {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9 - state->origin_s;
 }
 
-static double joules_to(const Gpu *g, double t) {
-    uint64_t low = 0, high = g->points;  /* number of points at or before t */
+/* The number of points of the load at or before a time. */
+static uint64_t points_to(const Gpu *g, double t) {
+    uint64_t low = 0, high = g->points;
     while (low < high) {
         uint64_t mid = (low + high) / 2;
         if (g->time_s[mid] <= t) low = mid + 1; else high = mid;
     }
+    return low;
+}
+
+/* What the load asks for: watts at a time, at a step those behind it; joules from its first point. */
+static double load_w(const Gpu *g, double t) {
+    uint64_t low = points_to(g, t);
+    if (low == 0) return g->power_w[0];
+    if (low == g->points) return g->power_w[low - 1];
+    double slope = (g->power_w[low] - g->power_w[low - 1]) / (g->time_s[low] - g->time_s[low - 1]);
+    return g->power_w[low - 1] + slope * (t - g->time_s[low - 1]);
+}
+
+static double load_j(const Gpu *g, double t) {
+    uint64_t low = points_to(g, t);
     if (low == 0) return g->power_w[0] * (t - g->time_s[0]);
-    uint64_t i = low - 1;
-    double past = t - g->time_s[i], power = g->power_w[i];
-    if (low < g->points) {
-        double slope = (g->power_w[low] - power) / (g->time_s[low] - g->time_s[i]);
-        power += slope * past / 2;
-    }
-    return g->joules_j[i] + power * past;
+    return g->joules_j[low - 1] + (g->power_w[low - 1] + load_w(g, t)) / 2 * (t - g->time_s[low - 1]);
+}
+
+/* Joules of a straight piece of the load under a limit. */
+static double piece_j(double begin_w, double end_w, double span_s, double limit_w) {
+    double low = fmin(begin_w, end_w), high = fmax(begin_w, end_w);
+    if (high <= limit_w) return (low + high) / 2 * span_s;
+    if (low >= limit_w) return limit_w * span_s;
+    double below = (limit_w - low) / (high - low);
+    return span_s * (below * (low + limit_w) / 2 + (1 - below) * limit_w);
+}
+
+/* Joules between two times under a limit. */
+static double limited_j(const Gpu *g, double begin_s, double end_s, double limit_w) {
+    if (limit_w >= g->peak_w) return load_j(g, end_s) - load_j(g, begin_s);
+    if (end_s < begin_s) return -limited_j(g, end_s, begin_s, limit_w);
+    double at_s = begin_s, at_w = load_w(g, begin_s), sum_j = 0;
+    uint64_t i = points_to(g, begin_s);
+    for (; i < g->points && g->time_s[i] <= end_s; at_s = g->time_s[i], at_w = g->power_w[i], i++)
+        sum_j += piece_j(at_w, g->power_w[i], g->time_s[i] - at_s, limit_w);
+    double end_w = i < g->points && i > 0 ? at_w + (g->power_w[i] - at_w) * (end_s - at_s) / (g->time_s[i] - at_s) : at_w;
+    return sum_j + piece_j(at_w, end_w, end_s - at_s, limit_w);
+}
+
+/* The limit that holds at a time. */
+static Change change_at(const Gpu *g, double t) {
+    uint64_t changes = __atomic_load_n(&g->changes, __ATOMIC_ACQUIRE);
+    uint64_t oldest = changes > CHANGES - 1 ? changes - (CHANGES - 1) : 0;  /* one place is being written to */
+    if (!changes) return (Change){.effective_w = INFINITY};
+    uint64_t i = changes - 1;
+    while (i > oldest && g->change[i % CHANGES].time_s > t) i--;
+    return g->change[i % CHANGES];
+}
+
+/* Joules drawn up to a time: a GPU draws what its load asks for, at most its limit. */
+static double joules_to(const Gpu *g, double t) {
+    Change change = change_at(g, t);
+    return change.joules_j + limited_j(g, change.time_s, t, change.effective_w);
 }
 
 static double refreshed_s(const Gpu *g, double t, double refresh_s) {
@@ -149,17 +214,16 @@ static int gpu_of(Device d, Gpu **g) {
 int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     Dl_info self;
-    char path[4096];
     if (state) munmap(state, sizeof *state);
     state = NULL;
     if (!dladdr((void *)nvmlInitWithFlags, &self)) return 999;
-    snprintf(path, sizeof path, "%s", self.dli_fname);
-    char *slash = strrchr(path, '/');
+    snprintf(state_path, sizeof state_path, "%s", self.dli_fname);
+    char *slash = strrchr(state_path, '/');
     if (!slash) return 999;
-    snprintf(slash + 1, sizeof path - (size_t)(slash + 1 - path), "state");
-    int file = open(path, O_RDONLY | O_CLOEXEC);
+    snprintf(slash + 1, sizeof state_path - (size_t)(slash + 1 - state_path), "state");
+    int file = open(state_path, O_RDWR | O_CLOEXEC);
     if (file < 0) return 9;  /* driver not loaded */
-    void *mapped = mmap(NULL, sizeof *state, PROT_READ, MAP_SHARED, file, 0);
+    void *mapped = mmap(NULL, sizeof *state, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     close(file);
     if (mapped == MAP_FAILED) return 999;
     memset(seen, 0, sizeof seen);
@@ -183,6 +247,7 @@ const char *nvmlErrorString(int result) {
     case NOT_FOUND: return "Not Found";
     case INSUFFICIENT_SIZE: return "Insufficient Size";
     case 9: return "Driver Not Loaded";
+    case 13: return "Function Not Found";
     case LOST: return "GPU is lost";
     default: return "Unknown Error";
     }
