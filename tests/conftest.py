@@ -18,4 +18,6 @@ def _apart_from_this_host(tmp_path_factory: pytest.TempPathFactory, monkeypatch:
     folder = tmp_path_factory.mktemp("apart")
     monkeypatch.setenv("NEGAWATT_BOARD", str(folder / "board"))
     monkeypatch.setenv("NEGAWATT_LEDGER", str(folder / "ledger.sqlite"))
+    monkeypatch.setenv("NEGAWATT_STATE", str(folder / "state"))
+    monkeypatch.setenv("NEGAWATT_GUARD", str(folder / "guard.sock"))
     monkeypatch.setenv("NEGAWATT_CALIBRATION", str(folder / "calibration.json"))

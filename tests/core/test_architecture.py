@@ -123,7 +123,10 @@ def test_files_and_functions_are_short() -> None:
 
 
 def test_core_is_plain() -> None:
-    """The core, and the arithmetic of tuning and verify, import the standard library and negawatt only."""
+    """The core, and the arithmetic of tuning and verify, import the standard library and negawatt only.
+
+    Learnt searches of tuning may import NumPy inside their functions: without it the plain ones do their work.
+    """
     import sys
 
     foreign = [
@@ -132,6 +135,7 @@ def test_core_is_plain() -> None:
         for path in (SOURCE / package).rglob("*.py")
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Import | ast.ImportFrom)
+        if not (package == "tuning" and node.col_offset and ast.unparse(node).startswith(("import numpy", "from numpy")))
         for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
         if name.split(".")[0] not in {*sys.stdlib_module_names, "negawatt"}
     ]

@@ -48,7 +48,7 @@ class ControlInfo:
     lowest: float  # in `unit`
     highest: float  # in `unit`
     step: float  # in `unit`
-    values: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()  # in `unit`
 
 
 @runtime_checkable

@@ -10,13 +10,17 @@ Nothing in negawatt imports this package, and it imports pytest only inside the 
 """
 
 from negawatt.testing.contracts import LeverContract, PlacementContract, SensorContract, WorkloadContract
+from negawatt.testing.control_contract import ControlContract
+from negawatt.testing.cpufreq import SimulatedCpufreq
 from negawatt.testing.load import Load, random_load
-from negawatt.testing.nvml import SimulatedGpu, SimulatedNvml, SimulatedSlice
+from negawatt.testing.nvml import GpuSettings, SimulatedGpu, SimulatedNvml, SimulatedSlice
 from negawatt.testing.powercap import SimulatedPowercap
 from negawatt.testing.reference import true_joules
 from negawatt.testing.scripted import ManualClock, PlainContext, ScriptedSensor
 
 __all__ = [
+    "ControlContract",
+    "GpuSettings",
     "LeverContract",
     "Load",
     "ManualClock",
@@ -24,6 +28,7 @@ __all__ = [
     "PlainContext",
     "ScriptedSensor",
     "SensorContract",
+    "SimulatedCpufreq",
     "SimulatedGpu",
     "SimulatedNvml",
     "SimulatedPowercap",
