@@ -135,7 +135,9 @@ def test_core_is_plain() -> None:
         for path in (SOURCE / package).rglob("*.py")
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Import | ast.ImportFrom)
-        if not (package == "tuning" and node.col_offset and ast.unparse(node).startswith(("import numpy", "from numpy")))
+        if not (
+            package == "tuning" and node.col_offset and ast.unparse(node).startswith(("import numpy", "from numpy"))
+        )
         for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
         if name.split(".")[0] not in {*sys.stdlib_module_names, "negawatt"}
     ]

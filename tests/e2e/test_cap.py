@@ -57,7 +57,7 @@ def cap(nvml: SimulatedNvml, tmp_path: Path, *how: str, job: tuple[str, ...]) ->
 
 def test_it_tunes_holds_and_puts_back(nvml: SimulatedNvml, tmp_path: Path) -> None:
     """Windows of the job's own steps find a limit that saves within the bound; afterwards all is as found."""
-    said, record, code = cap(nvml, tmp_path, job=(*JOB, "1500"))
+    said, record, code = cap(nvml, tmp_path, job=(*JOB, "900"))
     (tuned,) = record["tuned"]
     assert code == 0, said
     assert limit_w(nvml) == FOUND_W
@@ -69,6 +69,7 @@ def test_it_tunes_holds_and_puts_back(nvml: SimulatedNvml, tmp_path: Path) -> No
     assert "-" in said.split("own windows:")[1].split("%")[0]  # less energy
 
 
+@pytest.mark.slow
 def test_steps_of_pytorch_are_counted_without_a_change_of_the_program(nvml: SimulatedNvml, tmp_path: Path) -> None:
     """A program with an optimizer that knows nothing of negawatt is tuned."""
     pytest.importorskip("torch")
@@ -117,6 +118,7 @@ def test_without_permission_the_job_runs_and_advice_is_given(nvml: SimulatedNvml
     assert record["tuned"] == []
 
 
+@pytest.mark.slow
 def test_a_limit_that_does_not_take_ends_the_tuning(nvml: SimulatedNvml, tmp_path: Path) -> None:
     """The device says OK and does nothing: the job finishes, and the record says what happened."""
     nvml.gpus[0].limit_ignored = True
@@ -127,6 +129,7 @@ def test_a_limit_that_does_not_take_ends_the_tuning(nvml: SimulatedNvml, tmp_pat
     assert any("could not be set" in note for note in record["tuned"][0]["notes"]), said
 
 
+@pytest.mark.slow
 def test_permission_withdrawn_on_the_way(nvml: SimulatedNvml, tmp_path: Path) -> None:
     """The job finishes; as soon as it is allowed again, the next start puts the limit back."""
     record = tmp_path / "record.json"
@@ -161,6 +164,7 @@ def test_a_killed_cap_leaves_the_limit_as_found(nvml: SimulatedNvml, tmp_path: P
     job.wait()
 
 
+@pytest.mark.slow
 def test_the_second_of_two_users_is_not_limited(nvml: SimulatedNvml, tmp_path: Path) -> None:
     """While one job's limit is tuned, another job on the same GPU runs, is told who has it, and changes nothing."""
     argv = [sys.executable, str(HERE / "cap_quickly.py"), str(tmp_path / "first"), "--", *JOB, "1500"]

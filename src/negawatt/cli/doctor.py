@@ -51,6 +51,9 @@ class Diagnosis:
         version: of negawatt.
         host: this machine.
         sensors, levers, placements: everything registered, broken plug-ins included.
+        controls: what of the hardware can be set, as it is set now, and what cannot.
+        held: who holds which device now.
+        repaired: what a job that was killed had left changed, and what came of putting it back.
         evidence: the strongest evidence that a sensor here gives, or "".
         ledger: path of the ledger.
         ledger_fault: why nothing could be recorded and what to do, or "".
@@ -61,6 +64,9 @@ class Diagnosis:
     sensors: tuple[Part, ...]
     levers: tuple[Part, ...]
     placements: tuple[Part, ...]
+    controls: tuple[Part, ...]
+    held: tuple[str, ...]
+    repaired: tuple[str, ...]
     evidence: str
     ledger: str
     ledger_fault: str
@@ -90,6 +96,7 @@ def diagnose() -> Diagnosis:
     from negawatt.ledger.store import default_path, fault
 
     host, path = this_host(), default_path()
+    repaired = _repaired()
     sensors = _parts(registry.sensors(), lambda sensor: _sensor(sensor, host))
     sources = {part.source for part in sensors if part.state == "ready"}
     problem = fault(path)
@@ -101,6 +108,9 @@ def diagnose() -> Diagnosis:
         placements=_parts(
             registry.placements(), lambda p: Part(name=p.info.name, state="ready", summary=p.info.summary)
         ),
+        controls=_controls(),
+        held=_held(),
+        repaired=repaired,
         evidence=next((str(source) for source in Source if source in sources), ""),
         ledger=str(path),
         ledger_fault=problem.reason if problem else "",
@@ -149,6 +159,46 @@ def _lever(lever: Lever, host: Host) -> Part:
     return Part(name=lever.info.name, state=state, summary=lever.info.summary, reason=reason or "")
 
 
+def _controls() -> tuple[Part, ...]:
+    """Everything that can be set here, and what cannot, with the reason."""
+    from negawatt.hardware.controls import found_controls
+
+    here, absent = found_controls()
+    parts = []
+    for control in here:
+        info = control.info
+        try:
+            value = control.read()
+        except NegawattError as error:
+            parts.append(Part(name=info.scope, state="unavailable", summary=str(info.knob), reason=error.reason))
+            continue
+        now = "not limited" if value is None else f"{value:g} {info.unit}".strip()
+        summary = f"{info.knob} of {info.scope}: {now} ({info.lowest:g} to {info.highest:g} {info.unit})"
+        parts.append(Part(name=info.address.partition(":")[0], state="ready", summary=summary, scopes=()))
+    return (*parts, *(Part(name=left.what, state="unavailable", reason=left.why) for left in absent))
+
+
+def _held() -> tuple[str, ...]:
+    from negawatt.hardware.lease import held
+
+    try:
+        return tuple(f"{record.scope} is held by {record.holder}" for record in held())
+    except NegawattError as error:
+        return (error.reason,)
+
+
+def _repaired() -> tuple[str, ...]:
+    """Put back what a job left changed that was killed together with its watchdog."""
+    from negawatt.hardware.lease import repair
+    from negawatt.hardware.restoring import Outcome
+
+    try:
+        outcomes = [one for one in repair() if one.outcome is not Outcome.UNTOUCHED]
+    except NegawattError as error:
+        return (error.reason,)
+    return tuple(f"{one.scope}, left by {one.owner}: {one.outcome}. {one.note}".rstrip() for one in outcomes)
+
+
 def _print(found: Diagnosis) -> None:
     from rich.console import Console
 
@@ -158,11 +208,16 @@ def _print(found: Diagnosis) -> None:
     host = found.host
     facts = [host.name, host.system, host.cpu, f"{host.logical_cpus} CPUs", f"{host.memory_bytes / 2**30:.1f} GiB"]
     console.print(clean(", ".join([*facts, *([host.virtual] if host.virtual else [])])), soft_wrap=True)
-    for title, parts in (("Sensors", found.sensors), ("Levers", found.levers), ("Placements", found.placements)):
+    for title, parts in (
+        ("Sensors", found.sensors),
+        ("Levers", found.levers),
+        ("Placements", found.placements),
+        ("What can be set", found.controls),
+    ):
         console.print(f"\n{title}", style="bold")
         _print_parts(console, parts)
     console.print()
-    for line in _conclusions(found):
+    for line in (*found.repaired, *found.held, *_conclusions(found)):
         console.print(clean(line), soft_wrap=True)
 
 

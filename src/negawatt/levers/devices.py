@@ -36,7 +36,7 @@ def of_job(knob: Knob, scopes: Sequence[str] = ()) -> tuple[Control, ...]:
     if not mine:
         reasons = [f"{left.what}: {left.why}" for left in absent]
         raise HardwareError(
-            f"no {str(knob).replace('-', ' ')} of a device that is measured can be set here",
+            f"no {str(knob).replace('-', ' ')}{' of what is measured' if scopes else ''} can be set here",
             "there is nothing to limit: " + ("; ".join(reasons) or "none of the devices measured has one"),
             "`negawatt doctor` says what this host can set and why not more",
         )
@@ -93,7 +93,7 @@ class Devices:
         else:
             step = next((r for r in _ROUND if r >= found / STEPS), found / STEPS)
             each = [value for n in range(1, STEPS + 1) if (value := found - n * step) >= lowest * found]
-        return (self.found, *(self.found * (value / found) for value in each))
+        return (self.found, *(value * (self.found / found) for value in each))
 
     def values(self, limit: float) -> dict[str, float]:
         """What each control is to be set to under a limit, by address: within its range, not above what was found."""

@@ -144,7 +144,7 @@ class Prior:
         source: the curves that they were learnt from.
     """
 
-    weights: tuple[float, ...]
+    weights: tuple[float, ...]  # log odds per unit of the feature
     source: str
 
     def __post_init__(self) -> None:
