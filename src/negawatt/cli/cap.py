@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from negawatt.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from negawatt.execute.fleetfile import Member
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -24,6 +28,12 @@ from negawatt.core.errors import UsageError
 @click.option(
     "--advise", "--dry-run", "advise", is_flag=True, help="Change nothing; say what would pay and what to type."
 )
+@click.option(
+    "--fleet", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+    help="Share one mean slow-down with all jobs that name this file, in place of --max-slowdown; needs --length.",
+)  # fmt: skip
+@click.option("--fleet-budget", metavar="F", type=float, help="That mean slow-down; with the fleet's first job.")
+@click.option("--length", metavar="TIME", help="How long CMD is expected to take, as 90m or 2h; for --fleet.")
 @click.option("--name", metavar="NAME", help="What to call it in the ledger; default: the command's name.")
 @click.option("--sensor", "sensors", multiple=True, metavar="NAME", help="Meter only with this sensor (repeatable).")
 @click.option(
@@ -38,6 +48,9 @@ def command(  # noqa: PLR0913 -- one per option
     clocks: bool,
     limit: float | None,
     advise: bool,
+    fleet: Path | None,
+    fleet_budget: float | None,
+    length: str | None,
     name: str | None,
     sensors: tuple[str, ...],
     record: Path | None,
@@ -72,5 +85,30 @@ def command(  # noqa: PLR0913 -- one per option
         time_weight=time_weight or 0.0,
     )
     knob = Knob.CLOCK_LIMIT if clocks else Knob.POWER_LIMIT
-    wish = Wish(objective=objective, knob=knob, limit=limit, advise=advise)
+    wish = Wish(objective=objective, knob=knob, limit=limit, advise=advise, fleet=_member(fleet, fleet_budget, length))
     meter_command(argv, name, sensors, record, partial(capped, wish))
+
+
+def _member(path: Path | None, budget: float | None, length: str | None) -> Member | None:
+    """The job as a member of a fleet; None without one."""
+    import os
+    import platform
+
+    from negawatt.execute.fleetfile import Member
+    from negawatt.plan.request import parse_duration_s
+
+    if path is None and budget is None and length is None:
+        return None
+    if path is None or length is None:
+        raise UsageError(
+            "a fleet without --fleet or without --length",
+            "a mean slow-down is weighted by the jobs' lengths, and kept in a file",
+            "write e.g. --fleet /shared/fleet.json --length 2h, and --fleet-budget 0.05 with the first job",
+        )
+    job = os.environ.get("SLURM_JOB_ID", str(os.getpid()))
+    return Member(
+        path=path.absolute(),
+        name=f"{platform.node()} {job} {os.urandom(3).hex()}",
+        length_s=parse_duration_s(length),
+        budget_fraction=budget,
+    )

@@ -46,7 +46,7 @@ class Knob:
     """A parameter that the workload lets levers change.
 
     Attributes:
-        name: key in `params`: "batch_size", "threads", "runtime", "precision" are the ones the built-in levers turn.
+        name: key in `params`: the built-in levers turn "batch_size", "threads", "runtime", "precision" and "size".
         phase: the phase it belongs to.
         default: what the framework's tutorial does: the naive default.
         choices: values to try, the default among them.

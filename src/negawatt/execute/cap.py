@@ -16,6 +16,7 @@ from typing import final
 
 from negawatt.core.errors import NegawattError
 from negawatt.core.tuned import Tuned
+from negawatt.execute.fleetfile import Member
 from negawatt.execute.steps import StepFeed
 from negawatt.hardware.control import Control, Knob
 from negawatt.hardware.hand import Hand, take
@@ -36,6 +37,7 @@ class Wish:
         knob: what is limited.
         limit: a fixed limit of each device instead of tuning [W or MHz]; None: tune.
         advise: change nothing, say what would pay.
+        fleet: the fleet whose slow-down the job shares; its objective takes the place of the one above.
         pace: how long tuning takes; None: as for real devices.
     """
 
@@ -43,6 +45,7 @@ class Wish:
     knob: Knob = Knob.POWER_LIMIT
     limit: float | None = None  # in the unit of the knob
     advise: bool = False
+    fleet: Member | None = None
     pace: Pace | None = None
 
 
@@ -81,7 +84,12 @@ def capped(wish: Wish, live: LiveRun, scopes: tuple[str, ...]) -> Iterator[Cappe
 
 
 def _tuning(wish: Wish, live: LiveRun, hand: Hand) -> Iterator[Capped]:
-    limiting = Limiting(hand, wish.objective, readings=lambda: live.readings, clock=time.monotonic, pace=wish.pace)
+    try:
+        objective = wish.fleet.admit() if wish.fleet else wish.objective
+    except NegawattError:
+        hand.release()
+        raise  # nothing has been run yet
+    limiting = Limiting(hand, objective, readings=lambda: live.readings, clock=time.monotonic, pace=wish.pace)
     try:
         with StepFeed(limiting.step, os.environ) as feed:
             done = Capped(feed.environ)
@@ -89,9 +97,18 @@ def _tuning(wish: Wish, live: LiveRun, hand: Hand) -> Iterator[Capped]:
     finally:
         tuned = limiting.close()
         live.tuned(tuned if feed.unit else replace(tuned, notes=(*tuned.notes, _NO_STEPS)))
-    done.lines += lines(tuned, feed.unit)
+        told = _left(wish.fleet, tuned, live.time_s) if wish.fleet else []
+    done.lines += [*lines(tuned, feed.unit), *told]
     if not feed.unit:
         done.lines.append(_NO_STEPS)
+
+
+def _left(fleet: Member, tuned: Tuned, time_s: float) -> list[str]:
+    """Tell the fleet what the job lost; how the fleet stands."""
+    try:
+        return [fleet.finish(tuned, time_s)]
+    except NegawattError as error:
+        return [f"the fleet was not told what this job lost, and counts what was set aside for it: {error.reason}"]
 
 
 _NO_STEPS = (

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @final
-class NegawattPruner(BasePruner):
+class NegawattPruner(BasePruner):  # type: ignore[misc]  # not installed everywhere
     """Prune by a forecast: `optuna.create_study(pruner=NegawattPruner(total_steps=50))`.
 
     Trials come one after another and cannot be resumed, so a trial is judged against those before it, finished or
