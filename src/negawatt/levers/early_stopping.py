@@ -55,7 +55,7 @@ class EarlyStopping:
         name="early-stopping",
         summary="end training when the quality is reached or stalls",
         phases=(Phase.TRAIN,),
-        order=Order.MODEL,
+        order=Order.RUNTIME,
         requires="training that reports quality step by step (for shell commands: stop_signal in negawatt.toml)",
         evidence="80 % fewer epochs keep the best of 27 configurations in 80 % of the cases (TaskSet curves)",
     )
