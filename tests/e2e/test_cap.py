@@ -62,9 +62,9 @@ def test_it_tunes_holds_and_puts_back(nvml: SimulatedNvml, tmp_path: Path) -> No
     assert code == 0, said
     assert limit_w(nvml) == FOUND_W
     assert tuned["found"] == FOUND_W
-    assert 150.0 <= tuned["held"] <= 210.0, said
+    assert 150.0 <= tuned["holds"][-1]["own"]["limit"] <= 210.0, said
     assert tuned["probes"][0]["limit"] == FOUND_W
-    assert tuned["held_steps"] > 100
+    assert tuned["holds"][-1]["steps"] > 100
     assert "energy" in said
     assert "-" in said.split("own windows:")[1].split("%")[0]  # less energy
 

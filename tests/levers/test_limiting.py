@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from negawatt.core.errors import HardwareError
+from negawatt.core.errors import HardwareError, SensorError
 from negawatt.core.lever import Choice
+from negawatt.core.reading import Reading, Source
 from negawatt.core.tuned import Tuned
 from negawatt.core.workload import Phase, Progress, Workload
 from negawatt.hardware.control import ControlInfo, Knob
@@ -41,11 +42,12 @@ class Machine:
     """Two packages that draw 120 W each, found limited to 125 W each; steps take longer under a lower limit."""
 
     folder: Path
+    found_w: float = 125.0
     tree: SimulatedPowercap = field(init=False)
     steps: int = 0
 
     def __post_init__(self) -> None:
-        self.tree = SimulatedPowercap(root=self.folder / "powercap", packages=2, limit_w=125.0)
+        self.tree = SimulatedPowercap(root=self.folder / "powercap", packages=2, limit_w=self.found_w)
         self.tree.advance(0.0, power_w=120.0)
         sensor = RaplSensor(self.tree.root, read=self.tree.read, clock=self.tree.clock)
         self.meter = Meter.of([sensor], clock=self.tree.clock)
@@ -147,9 +149,11 @@ class Exchange:
         return every
 
 
-def ranks_run(tmp_path: Path, withdraw_at: int = -1) -> tuple[list[Machine], list[Tuned], list[list[list[float]]]]:
+def ranks_run(
+    tmp_path: Path, withdraw_at: int = -1, found_w: float = 125.0
+) -> tuple[list[Machine], list[Tuned], list[list[list[float]]]]:
     """Two ranks, each with a machine of its own; what they were limited to after every step."""
-    machines = [Machine(tmp_path / str(rank)) for rank in range(2)]
+    machines = [Machine(tmp_path / str(rank), limit_w) for rank, limit_w in enumerate((125.0, found_w))]
     exchange, seen = Exchange(2), [[], []]
     tuned: list[Tuned] = [None, None]
 
@@ -176,7 +180,8 @@ def test_all_ranks_follow_one_decision(tmp_path: Path) -> None:
     machines, tuned, seen = ranks_run(tmp_path)
     assert seen[0] == seen[1]
     assert seen[0][-1][0] < 125.0
-    assert tuned[0].held == tuned[1].held
+    assert tuned[0].held < 250.0
+    assert "first rank" in tuned[1].notes[-1]
     assert [machine.limits_w for machine in machines] == [[125.0, 125.0]] * 2
 
 
@@ -185,6 +190,50 @@ def test_one_rank_whose_meter_fails_takes_all_back(tmp_path: Path) -> None:
     machines, tuned, _ = ranks_run(tmp_path, withdraw_at=150)
     assert [machine.limits_w for machine in machines] == [[125.0, 125.0]] * 2
     assert all(any("meter failed" in note for note in one.notes) for one in tuned)
+
+
+def test_ranks_that_were_found_apart_move_by_the_same_part(tmp_path: Path) -> None:
+    """A rank found at 150 W beside one at 125 W: neither waits for the other, and both are put back."""
+    machines, tuned, seen = ranks_run(tmp_path, found_w=150.0)
+    assert [one[0] / 125.0 for one in seen[0]] == pytest.approx([one[0] / 150.0 for one in seen[1]])
+    assert machines[0].limits_w == [125.0, 125.0]
+    assert machines[1].limits_w == [150.0, 150.0]
+    assert tuned[0].holds
+
+
+class BrokenHand:
+    """A hand on hardware whose driver raises something of its own."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.infos, self.found, self.release = lease.infos, lease.found, lease.release
+
+    def set(self, address, value):
+        raise KeyError("driver bug")
+
+
+def test_no_error_of_any_kind_reaches_the_job(machine: Machine) -> None:
+    """What is not a refusal but a bug ends the tuning, is in the record, and the job goes on."""
+    limiting = Limiting(
+        BrokenHand(machine.lease()), WITHIN_10, readings=machine.window.readings, clock=machine.tree.clock
+    )
+    for _ in range(200):
+        limiting.step(machine.step())
+    assert any("KeyError" in note for note in limiting.close().notes)
+    assert machine.limits_w == [125.0, 125.0]
+
+
+def test_a_hand_that_was_taken_away_is_noticed_while_holding(machine: Machine) -> None:
+    """After the limit was put back behind its back, no step more counts as limited."""
+    limiting = machine.limiting()
+    for _ in range(150):
+        limiting.step(machine.step())
+    for file in machine.files:  # as an administrator
+        file.write_text("120000000")
+    for _ in range(400):
+        limiting.step(machine.step())
+    tuned = limiting.close()
+    assert any("could not be set" in note for note in tuned.notes), tuned
+    assert tuned.held_steps < 300
 
 
 def info(**changes: object) -> ControlInfo:
@@ -207,8 +256,8 @@ def test_unlike_devices_move_by_the_same_fraction() -> None:
     """Each keeps to its own range."""
     devices = Devices([info(), info(address="rapl:b", lowest=80.0)], {"rapl:a": 400.0, "rapl:b": 100.0})
     assert devices.found == 500.0
-    assert devices.values(450.0) == {"rapl:a": 360.0, "rapl:b": 90.0}
-    assert devices.values(300.0)["rapl:b"] == 80.0
+    assert devices.values(0.9) == {"rapl:a": 360.0, "rapl:b": 90.0}
+    assert devices.values(0.6)["rapl:b"] == 80.0
 
 
 def test_clocks_are_tried_from_the_values_that_a_device_takes() -> None:
@@ -219,7 +268,50 @@ def test_clocks_are_tried_from_the_values_that_a_device_takes() -> None:
     assert devices.found == 1410.0
     assert set(devices.limits) <= set(clocks)
     assert len(devices.limits) <= 18
-    assert devices.values(1000.0) == {"rapl:a": 990.0}
+    assert devices.values(1000.0 / 1410.0) == {"rapl:a": 990.0}
+    assert devices.values(1.0) == {"rapl:a": None}  # as found is not a lock at the highest clock
+
+
+def test_a_limit_found_above_what_the_device_does_now_starts_at_that() -> None:
+    """A limit set past the driver holds: nothing above it is tried, and as found stays as found."""
+    devices = Devices([info(highest=250.0)], {"rapl:a": 300.0})
+    assert devices.found == 250.0
+    assert max(devices.limits) == 250.0
+    assert devices.values(1.0) == {"rapl:a": 300.0}
+
+
+def test_a_limit_of_nothing_is_refused() -> None:
+    """A package that says 0 W has no part to try."""
+    with pytest.raises(HardwareError, match="found at 0 W"):
+        Devices([info()], {"rapl:a": 0.0})
+
+
+def read(scope: str, energy_j: float, source: Source = Source.COUNTER) -> Reading:
+    return Reading(
+        scope=scope,
+        energy_j=energy_j,
+        source=source,
+        sensor="test",
+        random_sd_j=1.0,
+        gain_sd_fraction=0.0,
+        offset_sd_w=0.0,
+    )
+
+
+def test_memory_and_other_gpus_are_not_the_devices() -> None:
+    """Of a package's readings, its DRAM is the rest of the host; another job's GPU is neither."""
+    package = Devices([info(scope="cpu:0")], {"rapl:a": 125.0})
+    energy = package.energy([read("cpu:0/package", 10.0), read("cpu:0/dram", 2.0)])
+    assert (energy.own_j, energy.rest_j, energy.alone) == (10.0, 2.0, True)
+    energy = Devices([info()], {"rapl:a": 400.0}).energy([read("gpu:A", 9.0), read("gpu:B", 5.0), read("cpu:0", 1.0)])
+    assert (energy.own_j, energy.rest_j) == (9.0, 1.0)
+    assert not Devices([info(scope="cpu:0")], {"rapl:a": 125.0}).energy([read("host", 30.0)]).alone
+
+
+def test_a_limit_is_not_judged_by_an_estimate() -> None:
+    """Joules guessed from how busy the processors are do not fall with a limit."""
+    with pytest.raises(SensorError, match="not measured here"):
+        Devices([info(scope="cpu:0")], {"rapl:a": 125.0}).energy([read("cpu", 10.0, Source.ESTIMATED)])
 
 
 class Job:
@@ -248,7 +340,7 @@ def test_a_job_without_gpus_has_its_packages_limited(here: Machine) -> None:
     """Both packages; what is not measured is left out."""
     assert [control.info.address for control in of_job(Knob.POWER_LIMIT)] == here.addresses
     assert len(of_job(Knob.POWER_LIMIT, ["cpu:1"])) == 1
-    with pytest.raises(HardwareError, match="no power limit of what is measured"):
+    with pytest.raises(HardwareError, match="no power limit of gpu:GPU-1"):
         of_job(Knob.POWER_LIMIT, ["gpu:GPU-1"])
 
 
@@ -265,7 +357,11 @@ def test_tuned_watches_steps_and_keeps_the_stop_rule(here: Machine) -> None:
     workload = Workload.of(Job())
     stops = []
     choice = Choice(lever="power-limit", phase=Phase.TRAIN, value=f"{device_limit.TUNED}-0.05")
-    with power_limit.lever.applied(workload, choice, PlainContext(host=this_host(), clock=time.monotonic)) as changed:
+    context = PlainContext(host=this_host(), clock=time.monotonic)
+    with (  # noqa: PT012 -- the error comes at the block's end: a trial of one step says nothing
+        pytest.raises(HardwareError, match="nothing was tuned"),
+        power_limit.lever.applied(workload, choice, context) as changed,
+    ):
         rule = changed.stop()
         stops.append(rule(Progress(step=1, work=1.0)))
     assert stops == [False]

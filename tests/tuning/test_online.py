@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -13,14 +14,14 @@ from negawatt.tuning.limits import LimitSearch
 from negawatt.tuning.objective import Objective
 from negawatt.tuning.online import OnlineTuner, Pace
 from negawatt.tuning.plain import Bisection, Sweep
-from negawatt.tuning.windows import Mark
+from negawatt.tuning.windows import Mark, Part
 
 LIMITS = (250.0, 225.0, 200.0, 175.0, 150.0, 125.0, 100.0)
 
 
 @dataclass
 class Job:
-    """Steps that take longer under a lower limit; `pause_every` steps it pauses."""
+    """Steps that take longer under a lower limit; every `pause_every` it pauses; its counter ticks every `tick_s`."""
 
     demand_w: float = 240.0
     step_s: float = 0.05
@@ -34,6 +35,9 @@ class Job:
     time_s: float = 0.0
     energy_j: float = 0.0
     rest_j: float = 0.0
+    tick_s: float = 0.0
+    shown_s: float = 0.0
+    shown_j: float = 0.0
 
     def slowdown(self) -> float:
         lack = max(0.0, 1.0 - self.limit_w / self.demand_w)
@@ -51,7 +55,10 @@ class Job:
         self.rest_j += self.rest_w * took_s
 
     def mark(self) -> Mark:
-        return Mark(steps=self.steps, time_s=self.time_s, energy_j=self.energy_j, rest_j=self.rest_j)
+        if self.tick_s and self.time_s >= self.shown_s + self.tick_s:
+            self.shown_s, self.shown_j = self.time_s - self.time_s % self.tick_s, self.energy_j
+        energy_j, sd_j = (self.shown_j, 240.0 * self.tick_s / 3) if self.tick_s else (self.energy_j, 0.0)
+        return Mark(steps=self.steps, time_s=self.time_s, energy_j=energy_j, rest_j=self.rest_j, edge_sd_j=sd_j)
 
 
 def tuner(objective: Objective, search: Callable[..., LimitSearch] = Sweep, pace: Pace | None = None) -> OnlineTuner:
@@ -77,7 +84,7 @@ def test_it_holds_the_least_energy_within_the_bound() -> None:
     assert tuned.holding
     assert tuned.limit == 175.0  # 150 W: 1.18 times as long
     assert tuned.probes[0].limit == 250.0
-    assert tuned.held_steps > 2500
+    assert sum(hold.steps for hold in tuned.holds) > 2500
 
 
 def test_least_energy_without_a_bound() -> None:
@@ -139,7 +146,7 @@ def test_a_job_shorter_than_one_window_changes_nothing() -> None:
     job, tuned = Job(), tuner(Objective())
     assert run(job, tuned, 150) == []
     assert tuned.probes == []
-    assert tuned.held_steps == 0
+    assert tuned.holds == []
 
 
 def test_a_clock_that_goes_backwards_makes_a_part_void() -> None:
@@ -194,3 +201,61 @@ def test_what_was_picked_by_luck_is_given_up() -> None:
             job.step_s = 0.05
     assert tuned.limit == 200.0
     assert any("given up" in note for note in tuned.notes)
+
+
+@pytest.mark.parametrize("step_s", [0.002, 0.02])
+def test_a_counter_that_ticks_every_tenth_of_a_second_is_enough(step_s: float) -> None:
+    """Fast steps and a slow counter need no more than twice the shortest window, and nothing is noted."""
+    job, tuned = Job(step_s=step_s, tick_s=0.1), tuner(Objective(max_slowdown_fraction=0.1))
+    run(job, tuned, round(130 / step_s))
+    assert tuned.limit == 175.0
+    assert tuned.notes == []
+    windows_s = [probe.steps * probe.time_s for probe in tuned.probes]
+    assert statistics.median(windows_s) <= 10.0
+
+
+def test_few_marks_are_asked_for() -> None:
+    """A minute of steps of a millisecond has some hundred marks, warm-up and settling included."""
+    job, tuned = Job(step_s=0.001), tuner(Objective(max_slowdown_fraction=0.1))
+    marks = 0
+    for _ in range(60000):
+        job.step()
+        if job.steps >= tuned.next_step:
+            marks += 1
+            job.limit_w = tuned.mark(job.mark()) or job.limit_w
+    assert marks < 300
+
+
+def test_a_dead_meter_is_given_up() -> None:
+    """Ten parts without a joule end the tuning, with one note."""
+    job, tuned = Job(), tuner(Objective())
+    run(job, tuned, 300)
+    job.tick_s, job.shown_s = 1e9, 1e9  # the counter stands still from now on
+    job.shown_j = job.energy_j
+    run(job, tuned, 3000)
+    assert tuned.next_step == math.inf
+    assert tuned.limit == 250.0
+    assert len(tuned.notes) == 1
+
+
+def test_what_was_saved_is_counted_for_each_kind_of_work() -> None:
+    """When the work changes, steps before and after are counted by their own windows."""
+    job, tuned = Job(), tuner(Objective(max_slowdown_fraction=0.1), pace=Pace(rest_s=10.0, hold_part_s=2.0))
+    run(job, tuned, 4000)
+    job.demand_w, job.step_s = 180.0, 0.01
+    run(job, tuned, 12000)
+    assert tuned.retuned == 1
+    first, second = tuned.holds
+    assert first.base.time_s == pytest.approx(0.05, rel=0.02)
+    assert second.base.time_s == pytest.approx(0.01, rel=0.02)
+    assert first.base.energy_j > 4 * second.base.energy_j
+    assert first.steps + second.steps < job.steps
+
+
+def test_error_of_sampled_power_is_that_of_the_window() -> None:
+    """What sampling added up before a window is not the window's."""
+    old = Mark(steps=1000, time_s=3000.0, energy_j=6e5, walk_sd_j=100.0)
+    new = Mark(steps=1010, time_s=3030.0, energy_j=6.06e5, walk_sd_j=math.sqrt(100.0**2 + 10.0**2))
+    part = Part.between(old, new)
+    assert part is not None
+    assert part.energy_sd_j == pytest.approx(10.0)

@@ -64,7 +64,7 @@ def command(  # noqa: PLR0913 -- one per option
     pay is said at the end. CMD keeps stdin, stdout, stderr, signals and exit code.
     """
     from functools import partial
-    from math import isinf
+    from math import inf
 
     from negawatt.cli.run import meter_command
     from negawatt.execute.cap import Wish, capped
@@ -77,11 +77,23 @@ def command(  # noqa: PLR0913 -- one per option
             "the weight belongs to that goal, and no weight is assumed",
             "write e.g. --goal weighted --time-weight 1",
         )
-    if limit is not None and limit <= 0:
+    if limit is not None and not 0 < limit < inf:
         raise UsageError(f"--limit {limit:g}", "no device runs on that", "give watts (or with --clocks MHz) above 0")
+    if limit is not None and (advise or fleet or goal != "energy"):
+        raise UsageError(
+            "--limit with --advise, --fleet or --goal",
+            "a limit that is given is not searched for",
+            "leave out one of them",
+        )
+    if 1 < max_slowdown < inf:
+        raise UsageError(
+            f"--max-slowdown {max_slowdown:g}",
+            f"that allows steps {1 + max_slowdown:g} times as long",
+            f"write {max_slowdown / 100:g} for {max_slowdown:g} %, or inf for any",
+        )
     objective = Objective(
         goal=Goal(goal),
-        max_slowdown_fraction=None if isinf(max_slowdown) else max_slowdown,
+        max_slowdown_fraction=None if max_slowdown == inf else max_slowdown,
         time_weight=time_weight or 0.0,
     )
     knob = Knob.CLOCK_LIMIT if clocks else Knob.POWER_LIMIT

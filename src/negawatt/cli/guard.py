@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,4 +172,5 @@ def _print_rows(rows: Sequence[Sequence[str]]) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*(f"  {clean(cell)}" if not i else clean(cell) for i, cell in enumerate(row)))
-    Console(markup=False, highlight=False, emoji=False).print(table if rows else "  nothing")
+    width = None if sys.stdout.isatty() else 400  # nobody can tell GPUs apart by half a UUID
+    Console(markup=False, highlight=False, emoji=False, width=width).print(table if rows else "  nothing")

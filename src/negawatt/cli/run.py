@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -92,19 +93,22 @@ def _metered(
     from negawatt.metering.run import LiveRun
     from negawatt.metering.session import Meter
 
-    lines: Sequence[str] = ()
+    lines: list[str] = []
     with Meter.open(names=sensors) as meter:
         live = LiveRun(name, meter=meter, record=True, argv=argv)
+        status = None
         try:
-            if around is None:
-                status = run_child(argv, mask)
-            else:
-                with around(live, meter.scopes) as block:
-                    status = run_child(argv, mask, block.environ)
-                lines = block.lines
-        except BaseException:
-            live.discard()  # nothing was run
-            raise
+            with around(live, meter.scopes) if around else nullcontext() as block:
+                for line in block.before if block else []:
+                    click.echo(f"negawatt: {line}", err=True)
+                status = run_child(argv, mask, block.environ if block else None)
+            lines += block.lines if block else []
+        except BaseException as error:
+            if status is None or not isinstance(error, Exception):
+                live.discard()  # nothing was run
+                raise
+            # The command has ended: its exit code and its joules come first.
+            lines.append(error.reason if isinstance(error, NegawattError) else f"{type(error).__name__}: {error}")
         killed = os.WIFSIGNALED(status)
         run = live.end(
             exit_code=None if killed else os.waitstatus_to_exitcode(status),

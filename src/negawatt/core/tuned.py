@@ -25,8 +25,23 @@ class ProbeResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """A limit that was held, and the windows that it was chosen by.
+
+    Attributes:
+        steps: done under it, as far as it is known to have been in force.
+        base: the window under the limit as found that it was compared with.
+        own: the latest window under it.
+    """
+
+    steps: float  # counted
+    base: ProbeResult
+    own: ProbeResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """How a limit was tuned while a run went on.
+    """How a limit was tuned while a run went on. In a job of many ranks, energies are those of one rank's devices.
 
     Attributes:
         knob: "power-limit" or "clock-limit".
@@ -34,11 +49,11 @@ class Tuned:
         scopes: the devices, as readings name them.
         objective: what was wanted, in words.
         found: the limit as found, all devices together.
-        held: the limit in the end, before everything was put back.
         probes: every window that was measured, in order; the first is under the limit as found.
-        held_steps: steps under the limit that was chosen.
+        holds: the limits that were held one after another; that of the last one is `held`.
         retuned: how often it was tuned anew because the work had changed.
         notes: what happened, in order: refusals, failures, drift.
+        fixed: a limit that the user gave instead; None: it was tuned.
     """
 
     knob: str
@@ -46,28 +61,37 @@ class Tuned:
     scopes: tuple[str, ...]
     objective: str
     found: float  # in `unit`
-    held: float  # in `unit`
     probes: tuple[ProbeResult, ...] = ()
-    held_steps: float = 0.0  # counted
+    holds: tuple[Hold, ...] = ()
     retuned: int = 0
     notes: tuple[str, ...] = ()
+    fixed: float | None = None  # in `unit`
+
+    @property
+    def held(self) -> float:
+        """The limit chosen last, or given; the one as found if none was."""
+        if self.fixed is not None:
+            return self.fixed
+        return self.holds[-1].own.limit if self.holds else self.found
 
     @property
     def changes(self) -> tuple[float, float] | None:
-        """Time and energy per step under the limit held, relative to the one as found; from the last window of each.
+        """Time and energy per step under the limit held last, relative to the one as found; None without both.
 
-        One run's own windows: measured, but neither randomised nor repeated, so no verdict follows. None without both.
+        One run's own windows: measured, but neither randomised nor repeated, so no verdict follows.
         """
-        last = {probe.limit: probe for probe in self.probes}
-        base, held = last.get(self.found), last.get(self.held)
-        if base is None or held is None or base is held:
+        if not self.holds or self.holds[-1].own.limit == self.found:
             return None
-        return held.time_s / base.time_s, held.energy_j / base.energy_j
+        last = self.holds[-1]
+        return last.own.time_s / last.base.time_s, last.own.energy_j / last.base.energy_j
+
+    @property
+    def held_steps(self) -> float:
+        """Steps under limits other than the one as found, once chosen."""
+        return sum(hold.steps for hold in self.holds if hold.own.limit != self.found)
 
     @property
     def saved_j(self) -> float | None:
-        """Joules that the steps under the limit held took less, by the windows of this run; None without them [J]."""
-        if self.changes is None:
-            return None
-        last = {probe.limit: probe for probe in self.probes}
-        return (last[self.found].energy_j - last[self.held].energy_j) * self.held_steps
+        """Joules that the steps under the limits held took less, by the windows of this run; None without any [J]."""
+        held = [hold for hold in self.holds if hold.own.limit != self.found]
+        return sum(hold.steps * (hold.base.energy_j - hold.own.energy_j) for hold in held) if held else None

@@ -69,9 +69,9 @@ def _lost_s(tuned: Tuned) -> float:
     base = last.get(tuned.found)
     if base is None:
         return 0.0
-    lost_s = sum(probe.steps * (probe.time_s - base.time_s) for probe in tuned.probes)
-    held = last.get(tuned.held, base)
-    return max(0.0, lost_s + tuned.held_steps * (held.time_s - base.time_s))
+    probing_s = sum(probe.steps * (probe.time_s - base.time_s) for probe in tuned.probes)
+    holding_s = sum(hold.steps * (hold.own.time_s - hold.base.time_s) for hold in tuned.holds)
+    return max(0.0, probing_s + holding_s)
 
 
 @contextmanager

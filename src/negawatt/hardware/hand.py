@@ -63,8 +63,12 @@ def take(addresses: Sequence[str], *, owner: str) -> Hand:
             return way(addresses, owner)
         except NeedsPrivilegeError as error:
             refused.append(error)
-    fixes = dict.fromkeys(error.fix for error in refused)
-    raise NeedsPrivilegeError(refused[0].got, refused[0].why, "; or ".join(fixes)) from refused[0]
+    raise NeedsPrivilegeError(
+        "; ".join(dict.fromkeys(error.got for error in refused)),
+        refused[0].why,
+        "run this as root, or ask an administrator for `negawatt guard` (docs/guard.md)"
+        + "".join(f"; {error.fix}" for error in refused if "[[allow]]" in error.fix),
+    ) from refused[0]
 
 
 _Way = Callable[[Sequence[str], str], Hand]
@@ -107,7 +111,9 @@ def check_value(info: ControlInfo, value: Value, found: Value, *, above_found: b
         return
     if reason := _refusal(info, value, found, above_found=above_found):
         raise UsageError(
-            f"{info.address} to {value}{info.unit and ' '}{info.unit}: {reason}",
+            f"{info.address} to {value:g}{info.unit and ' '}{info.unit}: {reason}"
+            if isinstance(value, int | float)
+            else f"{info.address} to {value}: {reason}",
             "a limit that an administrator set is never raised, nor a device run outside its range",
             f"give {_allowed(info, found, above_found=above_found)}",
         )
@@ -132,5 +138,6 @@ def _allowed(info: ControlInfo, found: Value, *, above_found: bool) -> str:
     """What may be set, in words."""
     highest = info.highest if found is None or above_found else min(info.highest, found)
     if info.values:
-        return "one of " + ", ".join(f"{value:g}" for value in info.values if value <= highest)
+        taken = [value for value in info.values if value <= highest]
+        return f"one of the {len(taken)} values that it takes, from {taken[0]:g} to {taken[-1]:g}" if taken else "none"
     return f"{info.lowest:g} to {highest:g}" + (", or none" if found is None else "")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, final
 
-from negawatt.core.errors import NegawattError
+from negawatt.core.errors import NegawattError, UsageError
 from negawatt.core.tuned import Tuned
 from negawatt.hardware.control import Knob
 from negawatt.hardware.hand import Hand, take
@@ -76,8 +76,9 @@ def tune_limits(
         limiting: Limiting | None = None
         try:
             limiting = _limiting(stack, objective, knob, ranks, hand, pace)
-        except NegawattError as error:
-            done.reason = error.reason
+            _hooked(stack, optimizer, _Steps(limiting))
+        except Exception as error:  # noqa: BLE001 -- training goes on without it, and the other ranks must be told
+            done.reason = error.reason if isinstance(error, NegawattError) else f"{type(error).__name__}: {error}"
         others = ranks.share((float(limiting is not None),))
         if limiting is not None and not all(told[0] for told in others):
             limiting.close()
@@ -86,16 +87,25 @@ def tune_limits(
             _log.warning("limits are left as found: %s", done.reason)
             yield done
             return
-        steps = _Steps(limiting)
-        first = optimizer[0] if isinstance(optimizer, Sequence) else optimizer
-        inner: Any = getattr(first, "optimizer", first)  # Accelerate, Fabric and others wrap it under this name
-        stack.callback(inner.register_step_post_hook(steps).remove)
         try:
             yield done
         finally:
             done.tuned = limiting.close()
             if (run := current_run()) is not None:
                 run.tuned(done.tuned)
+
+
+def _hooked(stack: ExitStack, optimizer: Optimizer | Sequence[Optimizer], steps: _Steps) -> None:
+    """Count the first optimizer's steps until the stack ends. Raises UsageError if it has no hooks."""
+    first = optimizer[0] if isinstance(optimizer, Sequence) else optimizer
+    inner: Any = getattr(first, "optimizer", first)  # Accelerate, Fabric and others wrap it under this name
+    if not hasattr(inner, "register_step_post_hook"):
+        raise UsageError(
+            f"{type(inner).__name__} has no step hooks",
+            "its steps cannot be counted",
+            "give the torch.optim.Optimizer in it",
+        )
+    stack.callback(inner.register_step_post_hook(steps).remove)
 
 
 @final

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import final
 
+from negawatt.core.errors import HardwareError
 from negawatt.core.host import Host
 from negawatt.core.lever import Choice, Context, LeverInfo
 from negawatt.core.workload import Phase, Progress, StopRule, Workload
@@ -81,8 +82,7 @@ class DeviceLimit:
             hand = self.hand(controls, owner=f"lever {self.info.name}")
             stack.callback(hand.release)
             if not value.startswith(TUNED):
-                devices = Devices.held(hand)
-                for address, limit in devices.values(devices.found * float(value.rstrip("x"))).items():
+                for address, limit in Devices.of(hand).values(float(value.rstrip("x"))).items():
                     hand.set(address, limit)
                 yield workload
                 return
@@ -90,6 +90,13 @@ class DeviceLimit:
             limiting = Limiting(hand, objective, readings=context.readings, clock=context.time_s, pace=self.pace)
             stack.callback(limiting.close)
             yield replace(workload, stop=_watching(workload.stop, limiting))
+            tuned = limiting.close()
+            if limiting.steps and not tuned.holds:
+                raise HardwareError(
+                    f"nothing was tuned: {'; '.join(tuned.notes)}",
+                    "this trial would be taken for one under a limit that was tuned",
+                    "train for longer, or leave the choice out",
+                )
 
 
 def _watching(stop: Callable[[], StopRule] | None, limiting: Limiting) -> Callable[[], StopRule]:

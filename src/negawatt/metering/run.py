@@ -176,9 +176,9 @@ class LiveRun:
             done = Work(unit=unit, quantity=quantity).quantity + self._work.get(unit, 0.0)
             self._work[unit] = Work(unit=unit, quantity=done).quantity
 
-    def tuned(self, tuned: Tuned) -> None:
-        """Keep with the run how a limit was tuned during it."""
-        self._tuned = (*self._tuned, tuned)
+    def tuned(self, tuned: Tuned, instead: Tuned | None = None) -> None:
+        """Keep with the run how a limit was tuned during it, in place of what was told before."""
+        self._tuned = (*(one for one in self._tuned if one is not instead), tuned)
 
     def stop(self, *, error: BaseException | None = None) -> Run | None:
         """End the run, and keep it if it is recorded. Idempotent; raises nothing that would hide the user's work.

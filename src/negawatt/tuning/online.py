@@ -1,8 +1,7 @@
 """OnlineTuner: finds the best limit of a device while the job goes on, from marks at step boundaries. No I/O.
 
 It begins with the limit as found, asks its search which limit to try next, gives each a window of steps, holds the
-best, and watches: work that becomes another kind of work is tuned anew. What it decides depends on the marks alone, so
-that ranks which are given the same marks decide the same.
+best, and watches: work that becomes another kind of work is tuned anew.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from negawatt.core.tuned import ProbeResult
+from negawatt.core.tuned import Hold, ProbeResult
 from negawatt.tuning.drift import Drift
 from negawatt.tuning.limits import LimitSearch, Probed
 from negawatt.tuning.objective import Objective
@@ -46,6 +45,10 @@ class Pace:
     ceiling_fraction: float = 0.25
     hold_part_s: float = 10.0
     rest_s: float = 120.0
+
+
+_MOST_VOID = 10
+"""So many parts in a row that say nothing are a dead meter."""
 
 
 class _Phase(Enum):
@@ -85,13 +88,16 @@ class OnlineTuner:
         self._parts: list[Part] = []
         self._drifts: tuple[Drift, Drift] | None = None
         self._now: dict[float, Mean] = {}  # the latest window of every limit since the last drift
+        self._results: dict[float, ProbeResult] = {}  # the same, with the rest of the host
         self._struck: set[float] = set()
         self._held_since: Mark | None = None
         self._judged = False  # whether what is held was looked at again
+        self._step_s = 0.0  # as seen last
+        self._void = 0  # parts in a row that said nothing
         self._next_step = self._pace.warmup_steps
         self.probes: list[ProbeResult] = []
         self.notes: list[str] = []
-        self.held_steps = 0.0
+        self.holds: list[Hold] = []
         self.retuned = 0
 
     @property
@@ -114,53 +120,75 @@ class OnlineTuner:
 
         A mark that is not later than the one before, in time, steps and joules, makes its part void.
         """
-        last, self._last = self._last, mark
         if self._phase is _Phase.WARMUP:
+            self._last = mark
             return self._ask(mark) if self._waited(mark, self._pace.warmup_steps, self._pace.warmup_s) else None
         if self._phase is _Phase.SETTLE:
+            self._last = mark
             if self._waited(mark, self._pace.settle_steps, self._pace.settle_s):
                 self._enter(_Phase.MEASURE if self._held_since is None else _Phase.HOLD, mark)
             return None
-        part = Part.between(last, mark) if last and self._phase is not _Phase.OVER else None
-        if part is None:
-            self._note(f"a clock or counter went backwards at step {mark.steps:g}; that part does not count")
-            self._next_step = mark.steps + 1
+        if self._phase is _Phase.OVER:
             return None
-        self._plan_part(mark, part.time_s / part.steps)
+        part = Part.between(self._last, mark) if self._last else None
+        if part is None:
+            return self._nothing(mark)
+        self._last, self._void, self._step_s = mark, 0, part.time_s / part.steps
+        self._plan_part(mark)
         return self._measured(mark, part) if self._phase is _Phase.MEASURE else self._watched(mark, part)
 
     def refused(self, reason: str) -> float:
         """The limit could not be set, or the meter or the device failed: end the tuning; the limit to go back to."""
-        self._note(reason)
         self.end()
+        self._note(reason)
         self._phase, self._limit = _Phase.OVER, self._found
         return self._found
 
     def end(self) -> None:
         """The job is over, or the tuning is: count the steps under the limit that is held. Idempotent."""
-        if self._held_since is not None and self._last is not None:
-            self.held_steps += max(0.0, self._last.steps - self._held_since.steps)
-            self._held_since = self._last
+        own, base = self._results.get(self._limit), self._results.get(self._found)
+        if self._held_since is not None and self._last is not None and own and base:
+            steps = max(0.0, self._last.steps - self._held_since.steps)
+            self.holds.append(Hold(steps=steps, base=base, own=own))
+        self._held_since = None
+
+    def _nothing(self, mark: Mark) -> float | None:
+        """A part that says nothing: a counter that was not brought up to date yet, or something that went backwards."""
+        last, self._void = self._last, self._void + 1
+        if self._void > _MOST_VOID:
+            return self.refused(f"the meter gave nothing for {_MOST_VOID} parts of a window in a row")
+        if last is not None and (mark.time_s < last.time_s or mark.energy_j < last.energy_j or mark.steps < last.steps):
+            self._note("a clock or counter went backwards; that part does not count")
+        if last is None or mark.time_s <= last.time_s or mark.energy_j != last.energy_j:
+            self._last = mark if math.isfinite(mark.time_s + mark.energy_j + mark.steps) else last
+        self._plan_part(mark)
+        return None
 
     def _waited(self, mark: Mark, steps: float, time_s: float) -> bool:
         """Whether this phase has lasted so long; else the next mark is wanted when it may have."""
         if self._begun is None:
             self._begun = mark
-        left = self._begun.steps + steps - mark.steps
-        self._next_step = mark.steps + max(1.0, left)
-        return left <= 0 and mark.time_s - self._begun.time_s >= time_s
+        done, passed_s = mark.steps - self._begun.steps, mark.time_s - self._begun.time_s
+        if done > 0 and passed_s > 0:
+            self._step_s = passed_s / done
+        missing = max(steps - done, math.ceil((time_s - passed_s) / self._step_s) if self._step_s else 1.0)
+        self._next_step = mark.steps + max(1.0, missing)
+        return done >= steps and passed_s >= time_s
 
     def _note(self, text: str) -> None:
         if not self.notes or self.notes[-1] != text:
             self.notes.append(text)
 
-    def _plan_part(self, mark: Mark, step_s: float) -> None:
+    def _plan_part(self, mark: Mark) -> None:
         part_s = self._pace.hold_part_s if self._judged else self._pace.part_s
-        self._next_step = mark.steps + max(1.0, math.ceil(part_s / step_s))
+        self._next_step = mark.steps + (max(1.0, math.ceil(part_s / self._step_s)) if self._step_s else 1.0)
 
     def _enter(self, phase: _Phase, mark: Mark) -> None:
-        self._phase, self._begun, self._parts = phase, mark, []
-        self._next_step = mark.steps + 1
+        self._phase, self._begun, self._parts, self._last = phase, mark, [], mark
+        if phase is _Phase.SETTLE:
+            self._next_step = mark.steps + max(1.0, self._pace.settle_steps)
+        else:
+            self._plan_part(mark)
 
     def _ask(self, mark: Mark) -> float | None:
         """Go to the limit that the search wants next, or hold the best."""
@@ -229,6 +257,7 @@ class OnlineTuner:
             energy_j=window.energy_j + rest_j,
             energy_sd_j=math.hypot(window.energy_sd_j, rest_sd_j),
         )
+        self._results[self._limit] = result
         self.probes.append(result)
 
     def _watched(self, mark: Mark, part: Part) -> float | None:
@@ -263,7 +292,7 @@ class OnlineTuner:
         self._note(f"{'step time' if slower else 'power'} has changed for good by step {mark.steps:g}: tuned anew")
         self.end()
         self.retuned += 1
-        self._held_since, self._base, self._now, self._struck, self._judged = None, None, {}, set(), False
+        self._base, self._now, self._results, self._struck, self._judged = None, {}, {}, set(), False
         self._search = None
         return self._ask(mark)
 

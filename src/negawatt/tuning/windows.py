@@ -23,14 +23,16 @@ class Mark:
         time_s: on a monotonic clock [s].
         energy_j: of the devices whose limit is tuned [J].
         rest_j: of whatever else of the host is measured [J].
-        energy_sd_j: standard deviation of the random error of `energy_j` [J].
+        edge_sd_j: standard deviation of the error of `energy_j` that a counter makes at an edge, however old it is [J].
+        walk_sd_j: of the error that sampling power adds up, as the root of time [J].
     """
 
     steps: float  # counted
     time_s: float
     energy_j: float
     rest_j: float = 0.0
-    energy_sd_j: float = 0.0
+    edge_sd_j: float = 0.0
+    walk_sd_j: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,8 @@ class Part:
         """None where the marks are out of order: a clock or a counter that went backwards."""
         steps, time_s = end.steps - begin.steps, end.time_s - begin.time_s
         energy_j, rest_j = end.energy_j - begin.energy_j, end.rest_j - begin.rest_j
-        numbers = (steps, time_s, energy_j, rest_j, begin.energy_sd_j, end.energy_sd_j)
+        walk_j2 = max(0.0, end.walk_sd_j**2 - begin.walk_sd_j**2)
+        numbers = (steps, time_s, energy_j, rest_j, end.edge_sd_j, walk_j2)
         if not all(map(math.isfinite, numbers)) or steps <= 0 or time_s <= 0 or energy_j <= 0 or rest_j < 0:
             return None
         return cls(
@@ -61,7 +64,7 @@ class Part:
             time_s=time_s,
             energy_j=energy_j,
             rest_j=rest_j,
-            energy_sd_j=math.hypot(begin.energy_sd_j, end.energy_sd_j),
+            energy_sd_j=math.hypot(begin.edge_sd_j, end.edge_sd_j, math.sqrt(walk_j2)),
         )
 
 

@@ -214,8 +214,10 @@ static int gpu_of(Device d, Gpu **g) {
 int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     Dl_info self;
-    if (state) munmap(state, sizeof *state);
-    state = NULL;
+    if (state) {  /* mapped for good: other threads may be reading it */
+        memset(seen, 0, sizeof seen);
+        return state->init_error;
+    }
     if (!dladdr((void *)nvmlInitWithFlags, &self)) return 999;
     snprintf(state_path, sizeof state_path, "%s", self.dli_fname);
     char *slash = strrchr(state_path, '/');
