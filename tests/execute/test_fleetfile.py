@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from negawatt.core.errors import NegawattError, UsageError
-from negawatt.core.tuned import ProbeResult, Tuned
+from negawatt.core.tuned import Hold, ProbeResult, Tuned
 from negawatt.execute.fleetfile import Member
 from negawatt.tuning.objective import Goal
 
@@ -18,9 +18,10 @@ def probe(limit: float, steps: float, time_s: float, energy_j: float) -> ProbeRe
     return ProbeResult(limit=limit, steps=steps, time_s=time_s, time_sd_s=0.0, energy_j=energy_j, energy_sd_j=0.0)
 
 
+BASE, HELD = probe(250, 100, 1.0, 240.0), probe(200, 20, 1.05, 210.0)
 TUNED = Tuned(
-    knob="power-limit", unit="W", scopes=("gpu:A",), objective="least energy", found=250.0, held=200.0, held_steps=880,
-    probes=(probe(250, 100, 1.0, 240.0), probe(200, 20, 1.05, 210.0)),
+    knob="power-limit", unit="W", scopes=("gpu:A",), objective="least energy", found=250.0,
+    probes=(BASE, HELD), holds=(Hold(steps=880, base=BASE, own=HELD),),
 )  # fmt: skip
 
 

@@ -20,6 +20,9 @@ from negawatt.core.errors import NegawattError
 _FROM_TERMINAL = {signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH}
 """Sent by a terminal to its whole foreground group: the command has got them already."""
 
+_LOOK_S = 1.0
+"""A child is looked at this often, too: a thread of an embedding program may have got its SIGCHLD [s]."""
+
 _FORWARDED = {*_FROM_TERMINAL, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 _HELD = {*_FORWARDED, signal.SIGCHLD}
 
@@ -113,8 +116,10 @@ def _wait(pid: int) -> int:
 
 def _next_signal() -> tuple[int, bool]:
     """The next signal held back, and whether the terminal sent it."""
-    if hasattr(signal, "sigwaitinfo"):
-        info = signal.sigwaitinfo(_HELD)
+    if hasattr(signal, "sigtimedwait"):
+        info = signal.sigtimedwait(_HELD, _LOOK_S)
+        if info is None:
+            return signal.SIGCHLD, False
         return info.si_signo, info.si_code > 0  # SI_KERNEL; what processes send has codes up to 0
     return signal.sigwait(_HELD), _in_foreground()
 
