@@ -100,7 +100,7 @@ def test_a_fixed_limit_is_held_and_put_back(nvml: SimulatedNvml, tmp_path: Path)
 def test_advice_changes_nothing_and_names_the_command(nvml: SimulatedNvml, tmp_path: Path) -> None:
     """With --advise the limit is never touched, and what an administrator would type is said."""
     pytest.importorskip("numpy")
-    said, record, code = cap(nvml, tmp_path, "advise", job=(*JOB, "150"))
+    said, record, code = cap(nvml, tmp_path, "advise", job=(*JOB, "300"))
     assert code == 0
     assert record["tuned"] == []
     assert "nvidia-smi" in said

@@ -20,7 +20,7 @@ from negawatt.core.reading import Reading, Source
 from negawatt.core.tuned import Tuned
 from negawatt.core.workload import Phase, Progress, Workload
 from negawatt.hardware.control import ControlInfo, Knob
-from negawatt.hardware.controls import rapl
+from negawatt.hardware.controls import nvidia, rapl
 from negawatt.hardware.host import this_host
 from negawatt.hardware.lease import Lease
 from negawatt.levers import clock_limit, device_limit, power_limit
@@ -172,6 +172,8 @@ def ranks_run(
         thread.start()
     for thread in threads:
         thread.join()
+    for machine in machines:
+        machine.meter.close()
     return machines, tuned, seen
 
 
@@ -332,6 +334,7 @@ class Job:
 @pytest.fixture
 def here(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine whose tree is the one that levers find."""
+    monkeypatch.setattr(nvidia, "look", lambda: ((), ()))  # another test may have loaded a simulated one
     monkeypatch.setattr(rapl, "look", partial(rapl.look, machine.tree.root))
     return machine
 
