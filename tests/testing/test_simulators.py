@@ -273,6 +273,7 @@ def test_another_program_finds_the_fake_library_by_itself() -> None:
 
 def test_the_simulated_nvml_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without one, or with one that cannot, the error says what to install, and no folder is left."""
+    nvml_module._compiled.cache_clear()  # it is compiled once in a process
     monkeypatch.setattr(nvml_module.shutil, "which", lambda _: None)
     with pytest.raises(UsageError, match="no C compiler"):
         SimulatedNvml([])

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
@@ -354,9 +355,16 @@ def _own_pynvml() -> Any:  # noqa: ANN401 -- a module
 
 
 def _build(folder: Path) -> Path:
-    """Compile the library into a folder. Raises UsageError if that is not possible."""
+    """Put the compiled library into a folder. Raises UsageError if that is not possible."""
     library = folder / "libnvidia-ml.so.1"
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    library.write_bytes(_compiled(os.environ.get("CC", "cc")))
+    return library
+
+
+@cache
+def _compiled(cc: str) -> bytes:
+    """The library, compiled once in a process. Raises UsageError if that is not possible."""
+    compiler = shutil.which(cc) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or os.name != "posix":
         raise UsageError(
             "no C compiler was found",
@@ -364,12 +372,14 @@ def _build(folder: Path) -> Path:
             "on Linux, install one (`sudo apt install gcc`), or name it in the environment variable CC",
         )
     source = b"".join(files("negawatt.testing").joinpath(name).read_bytes() for name in _SOURCES)
-    command = [compiler, "-O2", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", "-x", "c", "-", "-o", str(library)]
-    done = subprocess.run([*command, "-lm"], input=source, capture_output=True, check=False)
-    if done.returncode:
-        raise UsageError(
-            f"{compiler} cannot compile the simulated NVML: {done.stderr.decode(errors='replace').strip()[-400:]}",
-            "the library is compiled on demand",
-            "install another C compiler and name it in the environment variable CC",
-        )
-    return library
+    flags = ["-O2", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", "-x", "c", "-"]
+    with tempfile.TemporaryDirectory(prefix="negawatt-nvml-") as made:
+        command = [compiler, *flags, "-o", f"{made}/library", "-lm"]
+        done = subprocess.run(command, input=source, capture_output=True, check=False)
+        if done.returncode:
+            raise UsageError(
+                f"{compiler} cannot compile the simulated NVML: {done.stderr.decode(errors='replace').strip()[-400:]}",
+                "the library is compiled on demand",
+                "install another C compiler and name it in the environment variable CC",
+            )
+        return Path(made, "library").read_bytes()
