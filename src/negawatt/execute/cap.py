@@ -18,7 +18,7 @@ from negawatt.core.tuned import Tuned
 from negawatt.execute.fleetfile import Member
 from negawatt.execute.steps import StepFeed
 from negawatt.hardware.control import Control, Knob
-from negawatt.hardware.hand import Hand, take
+from negawatt.hardware.hand import Hand, put_back, take
 from negawatt.hardware.lease import held, repair
 from negawatt.levers.devices import Devices, of_job
 from negawatt.levers.limiting import Limiting
@@ -86,10 +86,6 @@ def capped(wish: Wish, live: LiveRun, scopes: tuple[str, ...]) -> Iterator[Cappe
         yield from _fixed(wish.limit, live, hand)
 
 
-_SHORTEST_S = 2.0
-"""Counters lag by 0.1 s, and power sensors average up to a second."""
-
-
 def _other_ranks() -> int:
     """How many ranks of a job were started beside this one, by what their starters tell; 0: none."""
     told = (os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "WORLD_SIZE"))
@@ -141,14 +137,14 @@ def _fixed(limit: float, live: LiveRun, hand: Hand) -> Iterator[Capped]:
     try:
         limited = devices.combined([hand.set(address, limit) or limit for address in hand.infos])
     except NegawattError as error:
-        notes += [f"{limit:g} {devices.unit} could not be set: {error.reason}", *_released(hand)]
+        notes += [f"{limit:g} {devices.unit} could not be set: {error.reason}", *put_back(hand)]
         if isinstance(error, UsageError):
             raise  # nothing has been run yet
         done.before.append(notes[0])
     try:
         yield done
     finally:
-        notes += _released(hand)
+        notes += put_back(hand)
         tuned = Tuned(
             knob=str(devices.knob),
             unit=devices.unit,
@@ -160,15 +156,6 @@ def _fixed(limit: float, live: LiveRun, hand: Hand) -> Iterator[Capped]:
         )
         live.tuned(tuned)
     done.lines += lines(tuned, "")
-
-
-def _released(hand: Hand) -> list[str]:
-    """Put everything back; what went wrong with that, or was left because somebody else has set it meanwhile."""
-    try:
-        hand.release()
-    except NegawattError as error:
-        return [f"not put back: {error.reason}"]
-    return [f"{one.scope}: {one.note}" for one in getattr(hand, "left", ()) if one.note]
 
 
 def _advising(wish: Wish, live: LiveRun, controls: tuple[Control, ...], why: str) -> Iterator[Capped]:
@@ -185,6 +172,10 @@ def _advising(wish: Wish, live: LiveRun, controls: tuple[Control, ...], why: str
             done.lines += _advice(wish, live, controls)
         except NegawattError as error:
             done.lines.append(f"no advice: {error.reason}")
+
+
+_SHORTEST_S = 2.0
+"""Counters lag by 0.1 s, and power sensors average up to a second."""
 
 
 def _advice(wish: Wish, live: LiveRun, controls: tuple[Control, ...]) -> list[str]:

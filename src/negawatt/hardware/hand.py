@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from negawatt.core.errors import NeedsPrivilegeError, UsageError
+from negawatt.core.errors import NeedsPrivilegeError, NegawattError, UsageError
 from negawatt.hardware.control import ControlInfo, Value
 
 
@@ -93,6 +93,17 @@ def _through_guard(addresses: Sequence[str], owner: str) -> Hand:
     from negawatt.hardware.guard.client import GuardHand
 
     return GuardHand.take(addresses, owner=owner)
+
+
+def put_back(hand: Hand) -> list[str]:
+    """Release a hand for a job that must go on: what is not as found afterwards, a sentence each. Raises nothing."""
+    try:
+        hand.release()
+    except Exception as error:  # noqa: BLE001 -- the job goes on; the reason goes into its record
+        reason = error.reason if isinstance(error, NegawattError) else f"{type(error).__name__}: {error}"
+        return [f"not put back: {reason}"]
+    # A lease knows what somebody else has changed meanwhile; the guard keeps that to itself.
+    return [f"{one.scope}: {one.note}" for one in getattr(hand, "left", ()) if one.note]
 
 
 def check_value(info: ControlInfo, value: Value, found: Value, *, above_found: bool = False) -> None:

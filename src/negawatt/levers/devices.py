@@ -95,7 +95,7 @@ class Devices:
         self.unit = self._infos[0].unit
         self.scopes = tuple(dict.fromkeys(info.scope for info in self._infos))
         self._before = {info.address: found[info.address] for info in self._infos}
-        self._found = {address: _start(info, self._before[address]) for address, info in self._by_address.items()}
+        self._found = {info.address: _start(info, self._before[info.address]) for info in self._infos}
         self.found = self.combined(self._found.values())
         """The limit as found [in `unit`]."""
 
@@ -103,10 +103,6 @@ class Devices:
     def of(cls, hand: Hand) -> Devices:
         """Those that a hand may change."""
         return cls(hand.infos.values(), hand.found)
-
-    @property
-    def _by_address(self) -> dict[str, ControlInfo]:
-        return {info.address: info for info in self._infos}
 
     def combined(self, values: Iterable[float]) -> float:
         """One number for the limits of all: the sum of powers, the highest of clocks."""

@@ -16,7 +16,7 @@ from negawatt.core.errors import NegawattError, SensorError
 from negawatt.core.reading import Reading
 from negawatt.core.tuned import Tuned
 from negawatt.hardware.control import Knob
-from negawatt.hardware.hand import Hand
+from negawatt.hardware.hand import Hand, put_back
 from negawatt.levers.devices import Devices
 from negawatt.tuning.limits import LimitSearch
 from negawatt.tuning.objective import Objective
@@ -117,7 +117,7 @@ class Limiting:
                     self._tuner.notes.append("the first rank of the job decided: its record has the windows")
                 elif not self._tuner.probes:
                     self._tuner.notes.append("it ended before a window was measured: nothing was tuned")
-                self._release()
+                self._tuner.notes += put_back(self._hand)
                 self._tuned = self._result()
             return self._tuned
 
@@ -185,15 +185,7 @@ class Limiting:
         self._tuner.refused(reason)
         self._fraction, self._next_step = 1.0, math.inf
         self._tuner.notes.append("tuning has ended")
-        self._release()
-
-    def _release(self) -> None:
-        """Put everything back; what could not be, and what somebody else has set meanwhile, is noted."""
-        try:
-            self._hand.release()
-        except Exception as error:  # noqa: BLE001 -- the job goes on; the reason is in the record
-            self._tuner.notes.append(f"not put back: {_reason(error)}")
-        self._tuner.notes += [f"{one.scope}: {one.note}" for one in getattr(self._hand, "left", ()) if one.note]
+        self._tuner.notes += put_back(self._hand)
 
     def _result(self) -> Tuned:
         return Tuned(

@@ -26,7 +26,7 @@ class Probed:
 
 
 class LimitSearch(Protocol):
-    """A search. It is deterministic: ranks of a job that tell it the same come to the same decision."""
+    """A search. It is deterministic: told the same, it decides the same."""
 
     def ask(self) -> float | None:
         """The limit to measure next, the same until it is told; None when it is over."""
