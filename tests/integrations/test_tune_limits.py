@@ -52,7 +52,7 @@ def train(nvml: SimulatedNvml, tmp_path: Path, world: int, steps: int) -> list[d
 @pytest.mark.slow
 def test_a_loop_is_tuned_and_put_back(nvml: SimulatedNvml, tmp_path: Path) -> None:
     """One process: the limit is lowered within the bound while it trains."""
-    (rank,) = train(nvml, tmp_path, 1, 700)
+    (rank,) = train(nvml, tmp_path, 1, 1000)
     assert rank["tuned"]["probes"], rank
     assert min(rank["limits"]) < 250.0
     assert rank["after_w"] == 250.0
@@ -61,9 +61,9 @@ def test_a_loop_is_tuned_and_put_back(nvml: SimulatedNvml, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_ranks_follow_one_decision(nvml: SimulatedNvml, tmp_path: Path) -> None:
     """Two ranks of torch.distributed have the same limit at the same step, each on its own GPU."""
-    first, second = train(nvml, tmp_path, 2, 700)
+    first, second = train(nvml, tmp_path, 2, 1300)
     assert first["tuned"]["scopes"] != second["tuned"]["scopes"]
-    assert first["tuned"]["holds"]
+    assert first["tuned"]["holds"], first["tuned"]
     different = sum(one != other for one, other in zip(first["limits"], second["limits"], strict=True))
     assert different <= 6  # a rank may read its limit in the moment between its own setting and the other's
     assert first["after_w"] == second["after_w"] == 250.0
