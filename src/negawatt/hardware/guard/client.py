@@ -74,6 +74,9 @@ class Connection:
         if answer is None:
             self.close()
             raise self._lost("it closed the connection")
+        if answer.get("error") == "wire" and op != "hello":  # it ended the talk: of a silence, it says so unasked
+            self.close()
+            raise self._lost(str(answer.get("got")))
         wire.raise_failure(answer)
         return answer
 
