@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from negawatt.core.errors import UsageError
+from negawatt.core.serving import ServingOptions
 
 ParamValue = str | int | float | bool
 Params = Mapping[str, ParamValue]
@@ -155,15 +157,35 @@ class Replayable(Protocol):
         """Answer all requests of a split once; yield work done, and the quality on that split with the last."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A recorded request to a server, as it is replayed.
+
+    Attributes:
+        at_s: when it arrives, after the beginning [s].
+        path: of the URL, with its query: "/v1/embeddings".
+        body: that is posted; b"": a GET request.
+        content_type: of the body.
+    """
+
+    at_s: float
+    path: str
+    body: bytes = b""
+    content_type: str = "application/json"
+
+
 @runtime_checkable
 class Servable(Protocol):
-    """Starts a server that clients talk to."""
+    """Starts an inference server that clients talk to over HTTP."""
 
-    def start_server(self, params: Params) -> str:
-        """Start it and return its URL."""
+    def served(self, params: Params, state: State | None) -> AbstractContextManager[str]:
+        """Start it, yield its base URL ("http://127.0.0.1:8001") once it answers, and stop it."""
 
-    def arrivals_s(self) -> Sequence[float]:
-        """Arrival times of requests after the start [s]: the trace to replay."""
+    def calls(self, split: Split) -> Sequence[Call]:
+        """The requests of one split in the order of their arrival: a trace to replay, in real time."""
+
+    def judge(self, split: Split, bodies: Sequence[bytes]) -> float:
+        """Quality of the answers to all calls of a split, their bodies in the order of the calls."""
 
 
 @runtime_checkable
@@ -195,6 +217,7 @@ class Workload:
         stop: makes the rule that ends training before its last step, or None.
         in_process: whether it runs in the process that applies the levers (a shell command does not).
         quality_bound: the quality to keep, if the user gave an absolute one.
+        serving: how the gateway in front of its server serves; None: clients talk to the server itself.
     """
 
     name: str
@@ -206,6 +229,7 @@ class Workload:
     stop: Callable[[], StopRule] | None = None
     in_process: bool = True
     quality_bound: float | None = None  # in the unit of the user's own metric
+    serving: ServingOptions | None = None
 
     @classmethod
     def of(cls, target: object) -> Workload:
