@@ -97,7 +97,7 @@ class ServingOptions:
     """
 
     upstreams: tuple[str, ...] = ()
-    setting: ServingSetting = ServingSetting()  # noqa: RUF009 -- a frozen value
+    setting: ServingSetting = ServingSetting()
     p99_s: float | None = None
     control: bool = False
     cache_bytes: int = 0
