@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from negawatt.cli import main
+from negawatt.core.reading import Source
+from negawatt.core.serving import Cost, Outcome, Served
 from negawatt.ledger.spool import Spool
 from negawatt.ledger.store import Ledger
+from negawatt.serve.book import Book
 
 
 @pytest.fixture(autouse=True)
@@ -255,3 +258,34 @@ def test_rollup_counts_first(capsys, path):
         assert json.loads(answer(capsys, *words, "--json").out) == {"points": 2, "means": 1}
         assert [(s.power_w, s.span_s) for s in ledger.samples(run.sequence)] == [(500.0, 2.0)]
         assert answer(capsys, *words).out == "0\u00a0points became 0\u00a0means\n"
+
+
+def test_what_a_gateway_served_is_a_part_of_its_run(capsys, path):
+    """It is listed only when asked for, adds nothing to the total, and is summed up where the run is shown."""
+    cost = Cost(energy_j=4.0, energy_sd_j=1.0, source=Source.COUNTER)
+    rows = [
+        Served(
+            id=str(i), at_s=0.0, time_s=0.5, path="/v1/embeddings", model="m", status=200, outcome=Outcome.ANSWERED,
+            tokens_in=3, tokens_out=None, shared=1, cost=cost,
+        )
+        for i in range(5)
+    ]  # fmt: skip
+    spool = Spool(path)
+    run = spool.open_run("run", {}, workload="gateway")
+    book = Book(run, "gateway", spool=spool)
+    book(rows)
+    book.close()
+    spool.finish(run, {"energy_sd_j": 1.0}, energy_j=30.0, source="counter")
+    spool.close()
+    assert [record["kind"] for record in json.loads(answer(capsys, "list", "--json").out)] == ["run"]
+    (part,) = json.loads(answer(capsys, "list", "--kind", "requests", "--json").out)
+    assert part["energy_j"] == 20.0
+    (total,) = json.loads(answer(capsys, "total", "--json").out)
+    assert (total["kind"], total["energy_j"]) == ("run", 30.0)
+    with Ledger.open(path) as ledger:
+        (record,) = ledger.records(kind="run")
+    (served,) = json.loads(answer(capsys, "show", str(record.id)).out)["served"]
+    assert (served["path"], served["model"], served["requests"]) == ("/v1/embeddings", "m", 5)
+    assert (served["energy_j"], served["tokens_in"], served["time_s"]) == (20.0, 15, 0.5)
+    assert "served" not in json.loads(answer(capsys, "show", str(part["id"])).out)
+    assert answer(capsys, "export").out.count("/v1/embeddings") == 1

@@ -23,6 +23,7 @@ _COMMANDS = {
     "apply": "Run a workload under its plan and record whether the saving held.",
     "run": "Run a command under the meter and record its joules.",
     "cap": "Run a command with its devices limited, tuned while it runs, and put back.",
+    "gateway": "Serve in front of an inference server: joules per request, and fewer of them.",
     "guard": "Let users limit devices without being root: a small helper.",
     "doctor": "Show what this host can measure and change, and what to type for the rest.",
     "ledger": "Look up what was measured, and check that it is intact.",

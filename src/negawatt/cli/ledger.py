@@ -18,6 +18,7 @@ from negawatt.core.errors import LedgerError, NegawattError, UsageError
 if TYPE_CHECKING:
     from negawatt.ledger.merge import Merged
     from negawatt.ledger.store import Ledger, Record, Total
+    from negawatt.serve.book import ServedTotal
 
 command = Commands(
     name="ledger",
@@ -30,7 +31,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print it as JSO
 
 
 @command.command("list")
-@click.option("--kind", metavar="KIND", help="Only run, trial, campaign, plan or apply.")
+@click.option("--kind", metavar="KIND", help="Only run, trial, campaign, plan, apply or requests.")
 @click.option("--workload", metavar="NAME", help="Only this workload, or name of a run.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most the newest so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print whole records as JSON.")
@@ -38,11 +39,12 @@ def list_records(kind: str | None, workload: str | None, limit: int, as_json: bo
     """List records, the newest last.
 
     ± is the standard deviation of the meter's error. The last column says what became of a run that did not end as it
-    should, and of which other one it is a part.
+    should, and of which other one it is a part. What a gateway served is a part of its run, and is only listed with
+    `--kind requests`; `show` adds it up.
     """
     _check_kind(kind)
     with _merged_ledger() as ledger:
-        records = [] if ledger is None else ledger.records(kind=kind, workload=workload, limit=limit)
+        records = [] if ledger is None else _listed(ledger, kind, workload, limit)
         around = {} if ledger is None or as_json else {key: ledger.find(key) for key in set(map(_parent, records))}
     if as_json:
         _say(records)
@@ -53,11 +55,13 @@ def list_records(kind: str | None, workload: str | None, limit: int, as_json: bo
 @command.command()
 @click.argument("record_id", metavar="ID", type=int)
 def show(record_id: int) -> None:
-    """Show one record, as JSON."""
+    """Show one record, as JSON. Of a gateway's run: with sums of what it served, by path and model."""
     with _merged_ledger() as ledger:
         if ledger is None:
             raise UsageError(f"no record {record_id}: no ledger yet", "there is nothing to show", _START)
-        _say(ledger.get(record_id))
+        record = ledger.get(record_id)
+        served = _served(ledger, record)
+    _say({**_plain(record), "served": served} if served else record)
 
 
 @command.command()
@@ -84,7 +88,7 @@ def export(form: str, out: Path | None) -> None:
 
 
 @command.command()
-@click.option("--kind", metavar="KIND", help="Only run, trial, campaign, plan or apply.")
+@click.option("--kind", metavar="KIND", help="Only run, trial, campaign, plan, apply or requests.")
 @click.option("--workload", metavar="NAME", help="Only this workload, or name of a run.")
 @_as_json
 def total(kind: str | None, workload: str | None, as_json: bool) -> None:  # noqa: FBT001
@@ -217,6 +221,20 @@ def rollup(keep_days: float, dry_run: bool, as_json: bool) -> None:  # noqa: FBT
     else:
         become = "would become" if dry_run else "became"
         click.echo(f"{plural(done.points, 'point')} {become} {plural(done.means, 'mean')}")
+
+
+def _listed(ledger: Ledger, kind: str | None, workload: str | None, limit: int) -> list[Record]:
+    """The newest records; of what a gateway served there are so many that nothing else would be seen."""
+    leave_out = "requests" if kind is None else None
+    return ledger.records(kind=kind, workload=workload, leave_out=leave_out, limit=limit)
+
+
+def _served(ledger: Ledger, record: Record) -> Sequence[ServedTotal]:
+    """Sums of what a gateway served in a run, by path and model; none for any other record."""
+    from negawatt.serve.book import KIND, rows_of, totals
+
+    parts = ledger.parts(record.sequence, KIND) if record.kind == "run" else ()
+    return totals(row for part in parts for row in rows_of(part.body))
 
 
 _START = "`negawatt run -- CMD` starts one"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from negawatt.core.host import Host
 from negawatt.core.lever import Setting
@@ -85,6 +86,10 @@ class PhasePlan:
     candidate: Setting
     steps: tuple[Setting, ...]
 
+    def baseline(self, against: Baseline) -> Setting:
+        """The setting of a baseline."""
+        return self.naive if against is Baseline.NAIVE else self.competent
+
     def saving(self, against: Baseline) -> Saving | None:
         """The saving against one baseline, if it was proven or refused."""
         return next((saving for saving in self.savings if saving.against == against), None)
@@ -135,21 +140,38 @@ class Plan:
             return None
         return 1 - self.lifetimes["plan"].total_j / base.total_j
 
-    def proven_lifetime_saving(self, against: Baseline) -> Saving | None:
+    def limited(self, against: Baseline, phases: Collection[Phase]) -> Lifetime | None:
+        """A baseline's life with only some phases as planned; None if either life is not known.
+
+        The plan's inference was measured with the model of the plan's training, whichever phases are asked for.
+        """
+        base, plan = self.lifetimes.get(str(against)), self.lifetimes.get("plan")
+        if base is None or plan is None:
+            return None
+        train_j = plan.train_j if Phase.TRAIN in phases else base.train_j
+        infer = plan if Phase.INFER in phases else base
+        return replace(infer, train_j=train_j, requests=base.requests)
+
+    def proven_lifetime_saving(self, against: Baseline, phases: Collection[Phase] = tuple(Phase)) -> Saving | None:
         """The lifetime saving with its interval, from the proofs of the phases; None if a phase was not proven.
 
         Each phase's interval counts by its share of the baseline's lifetime energy. The phases share the meter and its
         model, so their errors are added as if they were one. A phase in which the plan equals the baseline adds none.
+
+        Args:
+            against: the baseline.
+            phases: what is limited; the others stay as in the baseline.
         """
-        base, fraction = self.lifetimes.get(str(against)), self.lifetime_saving(against)
-        if base is None or fraction is None:
+        base, life = self.lifetimes.get(str(against)), self.limited(against, phases)
+        if base is None or life is None or base.total_j <= 0:
             return None
+        fraction = 1 - life.total_j / base.total_j
         infer_j = base.requests * (base.infer_per_work_j or 0.0)
         shares = {Phase.TRAIN: (base.train_j or 0.0) / base.total_j, Phase.INFER: infer_j / base.total_j}
         savings: list[Saving] = []
         for phase in self.phases:
             saving = phase.saving(against)
-            if phase.setting == (phase.naive if against is Baseline.NAIVE else phase.competent):
+            if phase.phase not in phases or phase.setting == phase.baseline(against):
                 continue
             if saving is None or not saving.shown:
                 return None

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 
 from negawatt.core.errors import LedgerError
 
-KINDS = ("run", "trial", "campaign", "plan", "apply")
-"""What a record can be about."""
+KINDS = ("run", "trial", "campaign", "plan", "apply", "requests")
+"""What a record can be about. "requests": some that a gateway served, a part of its run."""
 
 
 def utc_now() -> str:

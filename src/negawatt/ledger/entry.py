@@ -18,7 +18,7 @@ class Record:
         kind: one of `checks.KINDS`.
         workload: name of the workload or run.
         phase: "train", "infer" or "".
-        campaign: identity of the plan it belongs to, or "".
+        campaign: identity of the plan it belongs to, of kind "requests": `sequence` of the gateway's run; or "".
         energy_j: joules, if it has any. Of kind "run": what the run answers for, so that runs at the same time add up.
         source: evidence of the joules, or "".
         machine_id: identity of the machine's installation; "" in records of format 1.

@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -33,54 +33,11 @@ from negawatt.ledger.paths import default_path, spool_folder
 from negawatt.ledger.retention import KEEP_DAYS, RolledUp, Sample
 from negawatt.ledger.schema import SCHEMA, connect, connect_read_only, expected_objects
 from negawatt.ledger.spooled import Spooled
+from negawatt.ledger.totals import TOTALS, Total
 
 __all__ = ["KINDS", "SCHEMA", "Ledger", "Record", "Total", "default_path", "fault"]
 
 _COLUMNS = ", ".join(field.name for field in fields(Record))
-
-
-# What each record adds: all of its joules, or those that its parent does not hold. The same share of its error.
-_TOTALS = """
-WITH own AS (
-    SELECT workload, kind, source, energy_j, json_extract(body, '$.energy_sd_j') AS sd_j,
-        CASE WHEN json_type(body, '$.beyond_j') IN ('real', 'integer') THEN json_extract(body, '$.beyond_j') ELSE 0 END
-            AS beyond_j,
-        EXISTS (SELECT 1 FROM records p WHERE p.machine_id = r.machine_id AND p.boot_id = r.boot_id
-            AND p.sequence = json_extract(r.body, '$.parent')) AS inside
-    FROM records r WHERE {where}
-), adds AS (
-    SELECT workload, kind, source, CASE WHEN inside THEN beyond_j ELSE energy_j END AS energy_j,
-        CASE WHEN inside AND energy_j > 0 THEN sd_j * beyond_j / energy_j ELSE sd_j END AS sd_j
-    FROM own WHERE NOT inside OR beyond_j > 0
-)
-SELECT workload, kind, source, count(*), count(*) - count(energy_j), sum(energy_j),
-    CASE WHEN count(energy_j) = count(sd_j) FILTER (WHERE energy_j IS NOT NULL) THEN sum(sd_j) END
-FROM adds GROUP BY workload, kind, source ORDER BY workload, kind, source
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Total:
-    """Sum over the records of one workload, kind and source.
-
-    Attributes:
-        workload: name of the workload or run.
-        kind: one of `KINDS`.
-        source: evidence of the joules, or "".
-        records: how many were added, those without an energy included.
-        unknown: how many of them have no energy: the sum is too low by theirs.
-        energy_j: sum of the others; None if there are none [J].
-        energy_sd_j: the most that its standard deviation can be: the sum of theirs, as if all erred the same way; None
-            if one of them states none [J].
-    """
-
-    workload: str
-    kind: str
-    source: str
-    records: int
-    unknown: int
-    energy_j: float | None
-    energy_sd_j: float | None
 
 
 def fault(path: Path) -> LedgerError | None:
@@ -213,12 +170,33 @@ class Ledger:
 
     def records(
         self, *, kind: str | None = None, workload: str | None = None, campaign: str | None = None,
-        limit: int | None = None,
+        leave_out: str | None = None, limit: int | None = None,
     ) -> list[Record]:  # fmt: skip
-        """Records, oldest first; with `limit`, the newest so many. Raises LedgerError."""
+        """Records, oldest first, but for those of the kind `leave_out`; with `limit`, the newest so many.
+
+        Raises:
+            LedgerError: if they cannot be read.
+        """
         where, values = _where(kind=kind, workload=workload, campaign=campaign)
+        if leave_out is not None:
+            where, values = f"{where} AND kind <> ?", [*values, leave_out]
         newest = f"SELECT {_COLUMNS} FROM records WHERE {where} ORDER BY id DESC LIMIT ?"  # noqa: S608 -- fixed names
         return self._records(newest, [*values, -1 if limit is None else max(0, limit)])[::-1]
+
+    def parts(self, run: str, kind: str) -> Iterator[Record]:
+        """The records of a kind that belong to a run (`Record.campaign`), one at a time: there may be very many.
+
+        Args:
+            run: `sequence` of its record.
+            kind: one of `KINDS`.
+
+        Raises:
+            LedgerError: if they cannot be read.
+        """
+        newest, query = 0, f"SELECT {_COLUMNS} FROM records WHERE campaign = ? AND kind = ? AND id > ?"  # noqa: S608
+        while page := self._records(f"{query} ORDER BY id LIMIT 100", [run, kind, newest]):
+            yield from page
+            newest = page[-1].id
 
     def get(self, record_id: int) -> Record:
         """One record. Raises UsageError if there is none of that id, LedgerError if it cannot be read."""
@@ -253,7 +231,7 @@ class Ledger:
         """
         where, values = _where(kind=kind, workload=workload)
         with self._reading():
-            rows = self._db.execute(_TOTALS.format(where=where), values).fetchall()
+            rows = self._db.execute(TOTALS.format(where=where), values).fetchall()
         names = [field.name for field in fields(Total)]
         return [Total(**dict(zip(names, row, strict=True))) for row in rows]
 

@@ -209,15 +209,15 @@ def lifetime(plan: Plan) -> str:
     if not rows:
         return ""
     search = {"plan": plan.search_j}
-    longest = max(life.total_j + search.get(name, 0.0) for name, life, _, _ in rows)
-    unit = numbers.energy_unit(max(life.total_j for _, life, _, _ in rows))
+    longest = max(row.lifetime.total_j + search.get(row.name, 0.0) for row in rows)
+    unit = numbers.energy_unit(max(row.lifetime.total_j for row in rows))
     axis = Axis(low=0.0, high=longest or 1.0, start=0.0, stop=WIDTH - 4)
     hatch = el(
         "pattern", line(0, 0, 0, 6, "hatch"), id="hatch", width=6, height=6, patternUnits="userSpaceOnUse",
         patternTransform="rotate(45)",
     )  # fmt: skip
     content, y = [el("defs", hatch)], 0.0
-    for name, life, _, _ in rows:
+    for name, life in ((row.name, row.lifetime) for row in rows):
         total = f"{name}: {unit.show(life.total_j)} {unit.symbol}"
         if name in search:
             total += f" + search {numbers.energy(plan.search_j)}"
@@ -230,8 +230,8 @@ def lifetime(plan: Plan) -> str:
                 content.append(bar(axis.at(x_j), axis.at(x_j + part_j), y + 18, 20, class_))
                 x_j += part_j
         y += 50
-    told = " ".join(f"{name}: {unit.show(life.total_j)} {unit.symbol}." for name, life, _, _ in rows)
-    requests = numbers.count(max(life.requests for _, life, _, _ in rows))
+    told = " ".join(f"{row.name}: {unit.show(row.lifetime.total_j)} {unit.symbol}." for row in rows)
+    requests = numbers.count(max(row.lifetime.requests for row in rows))
     return picture(
         "Energy over the model's life",
         f"Training, transformation and {requests} {numbers.several(plan.unit)}. {told} {words.search_cost(plan)}",

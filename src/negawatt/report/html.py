@@ -142,8 +142,9 @@ def _corners(row: Row, unit: numbers.Unit) -> str:
 def _lifetime(plan: Plan) -> dict[str, Any]:
     rows = words.lifetime_rows(plan)
     return {
-        "requests": numbers.count(max((life.requests for _, life, _, _ in rows), default=0.0)),
-        "rows": [(name, *words.lifetime_cells(life), saved, verdict) for name, life, saved, verdict in rows],
+        "requests": numbers.count(max((row.lifetime.requests for row in rows), default=0.0)),
+        "rows": [(row.name, *words.lifetime_cells(row.lifetime), row.saved, row.verdict) for row in rows],
+        "sentences": words.lifetime_sentences(plan),
     }
 
 

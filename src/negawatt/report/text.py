@@ -173,20 +173,19 @@ def _lifetime(plan: Plan) -> list[RenderableType]:
     rows = words.lifetime_rows(plan)
     if not rows:
         return []
-    requests = max(life.requests for _, life, _, _ in rows)
+    requests = max(row.lifetime.requests for row in rows)
     work = f"{numbers.count(requests)} {numbers.several(plan.unit)}"
     table = _table("Energy", "setting", "train", "transform", work, "total")
-    for name, life, _, _ in rows:
-        table.add_row(name, *words.lifetime_cells(life))
-    saves = [
-        f"The plan is the {name}."
-        if saved == words.NO_CHANGE
-        else f"Against the {name} the plan saves {saved}: {verdict}."
-        for name, _, saved, verdict in rows
-        if saved
+    for row in rows:
+        table.add_row(row.name, *words.lifetime_cells(row.lifetime))
+    limited = [
+        f"{row.name.capitalize()} alone saves {row.saved} over the competent default: {row.verdict}."
+        for row in rows
+        if row.saved and row.name != "plan"
     ]
     pay = [words.payback(plan, baseline) for baseline in (Baseline.COMPETENT, Baseline.NAIVE)]
-    said = [*saves, words.lifetime_note(plan), words.search_cost(plan), *(sentence for sentence in pay if sentence)]
+    told = [*limited, *words.lifetime_sentences(plan), words.lifetime_note(plan), words.search_cost(plan)]
+    said = [*told, *(sentence for sentence in pay if sentence)]
     return [_heading("Lifetime"), table, *_bullets(said)]
 
 

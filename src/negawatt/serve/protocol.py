@@ -1,0 +1,101 @@
+"""Protocol: uvicorn's HTTP/1.1, with a bound on the head of a request in bytes and time, and an abnormal end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from negawatt.serve.app import ABORT, error_body
+from negawatt.serve.headers import size_of
+from negawatt.serve.limits import Limits
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """What uvicorn leaves open: a head that never ends, or comes a byte an hour.
+
+    `limits` is set by `bounded`.
+    """
+
+    limits: ClassVar[Limits] = Limits()
+
+    def __init__(self, *args: Any, **named: Any) -> None:  # noqa: ANN401 -- uvicorn's
+        super().__init__(*args, **named)
+        self._head_bytes = 0
+        self._in_head = True
+        self._refused = False
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The connection is there; its first head has to come soon."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client, or this side, has closed."""
+        self._head_there()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        if self._refused:
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and not self._refused and self._head_bytes > self.limits.head_bytes:
+            self._refuse_head()
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+        if self._head_timer is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        self._in_head = False
+        self._head_there()
+        if len(self.url) + size_of(self.headers) > self.limits.head_bytes:
+            self._refuse_head()
+            return
+        self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is whole."""
+        if not self._refused:
+            super().on_message_complete()
+
+    def _refuse_head(self) -> None:
+        self._refused = True
+        body = error_body("the head of the request is too large", "head_too_large")
+        self.transport.write(
+            b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
+        )
+        self.transport.close()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.limits.head_s, self._head_late)
+
+    def _head_late(self) -> None:
+        self._head_timer = None
+        self.transport.abort()
+
+    def _head_there(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+def bounded(limits: Limits) -> type[BoundedProtocol]:
+    """The protocol with these limits."""
+    return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits})

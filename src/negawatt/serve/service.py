@@ -1,0 +1,163 @@
+"""Service: the gateway as a whole, from its options to the summary of what it did."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, final
+
+from negawatt.core.codec import to_json
+from negawatt.core.serving import Outcome, Served, ServingOptions
+from negawatt.serve.app import Gateway, Own
+from negawatt.serve.chain import Chain
+from negawatt.serve.feed import Feed
+from negawatt.serve.limits import Limits
+from negawatt.serve.server import STOP_S, serve, uvicorn_of
+from negawatt.serve.times import Times
+
+if TYPE_CHECKING:
+    from negawatt.core.placement import Site
+    from negawatt.metering.run import LiveRun
+
+Say = Callable[[str], None]
+"""Tells people a line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """How a gateway is run, beside what it serves.
+
+    Attributes:
+        limits: how much it takes at once.
+        site: whose carbon intensity prices joules in grams; None: no grams.
+        otlp: URL of an OpenTelemetry collector, or "".
+        limit_power: whether the controller may turn the power limit of the devices.
+        wake, sleep: commands that wake a replica and put it to sleep, or "".
+        stop_s: how long calls may go on after the gateway was told to stop [s].
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    site: Site | None = None
+    otlp: str = ""
+    limit_power: bool = False
+    wake: str = ""
+    sleep: str = ""
+    stop_s: float = STOP_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a gateway did.
+
+    Attributes:
+        time_s: how long it ran [s].
+        outcomes: how many requests ended how.
+        tokens: in and out, as upstream told.
+        requests_j: joules of requests that were answered.
+        idle_j: joules of the time without requests.
+        failed_j: joules of requests that came to nothing.
+        total_j: the meter's joules.
+        p99_s: 99 of 100 answered requests ended within it; None without any [s].
+        source: evidence of the joules.
+        fault: how the meter failed, or "".
+    """
+
+    time_s: float
+    outcomes: tuple[tuple[Outcome, int], ...]
+    tokens: int
+    requests_j: float
+    idle_j: float
+    failed_j: float
+    total_j: float
+    p99_s: float | None
+    source: str
+    fault: str
+
+    @property
+    def answered(self) -> int:
+        """Requests that got their answer, from upstream or from the cache."""
+        return sum(count for outcome, count in self.outcomes if outcome in (Outcome.ANSWERED, Outcome.CACHED))
+
+
+@final
+class _Tally:
+    """Counts what was settled."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[Outcome, int] = {}
+        self.tokens = 0
+        self.times = Times()
+
+    def __call__(self, rows: Sequence[Served]) -> None:
+        for row in rows:
+            self.outcomes[row.outcome] = self.outcomes.get(row.outcome, 0) + 1
+            if row.outcome in (Outcome.ANSWERED, Outcome.CACHED):
+                self.tokens += (row.tokens_in or 0) + (row.tokens_out or 0)
+                self.times.add(row.time_s)
+
+
+async def run(options: ServingOptions, how: How, live: LiveRun, sock: socket.socket, say: Say) -> Summary:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        options: what is served, and by which levers.
+        how: the rest.
+        live: the run whose joules are divided; it is ended.
+        sock: that listens.
+        say: told the line `listening on URL` when requests are taken, and what goes wrong.
+    """
+    tally = _Tally()
+    feed = Feed(live, site=how.site, sinks=(tally,))
+    try:
+        async with Chain(options, how.limits) as chain:
+            own: dict[str, Own] = {
+                "/negawatt/health": chain.health,
+                "/negawatt/settings": chain.settings,
+                "/negawatt/requests/": _requests(feed),
+            }
+            gateway = Gateway(chain.first, feed, how.limits, own=own)
+
+            async def ready() -> None:
+                say(f"listening on {url_of(sock)}")
+                for fault in await chain.faults():
+                    say(fault)
+
+            await serve(uvicorn_of(gateway, how.limits, how.stop_s), sock, ready)
+    finally:
+        ended = await asyncio.to_thread(feed.close)
+    sums = feed.state.sums
+    return Summary(
+        time_s=live.time_s,
+        outcomes=tuple(sorted(tally.outcomes.items())),
+        tokens=tally.tokens,
+        requests_j=sums.requests_nj / 1e9,
+        idle_j=sums.idle_nj / 1e9,
+        failed_j=(sums.failed_nj + sums.open_nj) / 1e9,
+        total_j=sums.total_nj / 1e9,
+        p99_s=tally.times.quantile(0.99),
+        source=feed.state.source.value,
+        fault=ended.fault if ended else "",
+    )
+
+
+def url_of(sock: socket.socket) -> str:
+    """Where a socket listens, as a URL."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _requests(feed: Feed) -> Own:
+    async def requests(rest: str) -> tuple[int, str, bytes]:
+        """A settled request by its id."""
+        row = feed.served(rest)
+        if row is None:
+            error = {"message": "no such request, or it is not settled yet, or long ago", "code": "not_found"}
+            return 404, "application/json", json.dumps({"error": error}).encode()
+        low_j, high_j = row.cost.interval_j
+        found = {**to_json(row), "low_j": low_j, "high_j": high_j}
+        return 200, "application/json", json.dumps(found).encode()
+
+    return requests

@@ -1,0 +1,138 @@
+"""Arrivals: how many requests come now, and how many may come before more of the service can be awake. No clock."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from typing import final
+
+_LEAST = 20
+"""So many examples of what followed say something about a quantile."""
+_MOST = 400
+"""Examples of each kind that are kept; the oldest are dropped first."""
+
+
+def kind(rate_per_s: float) -> int:
+    """Rates of one kind are within a factor of two; -1: next to none."""
+    return -1 if rate_per_s < 0.25 else max(0, round(math.log2(rate_per_s)) + 2)
+
+
+class _Examples:
+    """The latest examples of a number, in order of size."""
+
+    __slots__ = ("_order", "_sorted")
+
+    def __init__(self) -> None:
+        self._order: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def add(self, value: float) -> None:
+        self._order.append(value)
+        insort(self._sorted, value)
+        if len(self._order) > _MOST:
+            del self._sorted[bisect_left(self._sorted, self._order.popleft())]
+
+    def quantile(self, fraction: float) -> float:
+        """The smallest example that is not below this part of them; an upper one where there are few."""
+        return self._sorted[min(len(self._sorted) - 1, math.ceil(fraction * len(self._sorted)))]
+
+
+@final
+class Foresight:
+    """Says what followed, within a horizon, when the rate was like now.
+
+    Rises are kept as differences of square roots, whose spread is the same at all rates if arrivals are Poisson's
+    (Anscombe 1948), and grows with the rate where they come in bursts.
+
+    Args:
+        horizon_s: how far it looks [s].
+    """
+
+    def __init__(self, horizon_s: float) -> None:
+        self.horizon_s = horizon_s
+        self._waiting: deque[tuple[float, float]] = deque()  # times and rates whose future is not over
+        self._highest: deque[tuple[float, float]] = deque()  # of the time after them: falling rates
+        self._followed: dict[int, _Examples] = {}
+        self._all = _Examples()
+
+    def add(self, time_s: float, rate_per_s: float) -> None:
+        """Take in the rate at a time; times rise."""
+        while self._highest and self._highest[-1][1] <= rate_per_s:
+            self._highest.pop()
+        self._highest.append((time_s, rate_per_s))
+        while self._waiting and self._waiting[0][0] + self.horizon_s <= time_s:
+            then_s, then = self._waiting.popleft()
+            while self._highest[0][0] <= then_s:
+                self._highest.popleft()
+            rise = math.sqrt(self._highest[0][1]) - math.sqrt(then)
+            self._followed.setdefault(kind(then), _Examples()).add(rise)
+            self._all.add(rise)
+        self._waiting.append((time_s, rate_per_s))
+
+    def upper(self, rate_per_s: float, fraction: float) -> float:
+        """The rate that is not exceeded within the horizon in this part of the cases that were like now [1/s]."""
+        like = self._followed.get(kind(rate_per_s))
+        if like is None or len(like) < _LEAST:
+            like = self._all
+        unknown = 0.12 * math.sqrt(rate_per_s) + 0.25  # a quarter more, and what a few more arrivals make
+        rise = like.quantile(fraction) if len(like) >= _LEAST else unknown
+        return (math.sqrt(rate_per_s) + max(0.0, rise)) ** 2
+
+
+@final
+class Arrivals:
+    """Estimates the rate from counts: over as short a time as tells a step from chance.
+
+    Args:
+        least_s, most_s: the time that an estimate covers [s].
+        keep_s: how far back `within` looks [s].
+    """
+
+    def __init__(self, *, least_s: float = 2.0, most_s: float = 10.0, keep_s: float = 0.0) -> None:
+        self._keep_s = keep_s
+        self._kept: deque[tuple[float, float]] = deque()  # ends and counts
+        self._least_s, self._most_s = least_s, most_s
+        self._counts: deque[tuple[float, float]] = deque()  # lengths and counts, the newest last
+        self.time_s = 0.0
+        self.rate_per_s = 0.0
+
+    def add(self, count: float, time_s: float) -> float:
+        """Take in what arrived in a length of time; the rate now [1/s]."""
+        self.time_s += time_s
+        self._counts.append((time_s, count))
+        self._kept.append((self.time_s, count))
+        while len(self._kept) > 1 and self._kept[0][0] < self.time_s - self._keep_s:
+            self._kept.popleft()
+        covered_s = sum(length_s for length_s, _ in self._counts)
+        while len(self._counts) > 1 and covered_s - self._counts[0][0] >= self._most_s:
+            covered_s -= self._counts.popleft()[0]
+        self.rate_per_s = self._estimate()
+        return self.rate_per_s
+
+    def within(self, time_s: float) -> float:
+        """How many arrived in this time before now, at most `keep_s`; windows that reach into it count whole."""
+        return sum(count for end_s, count in self._kept if end_s >= self.time_s - time_s)
+
+    def forget(self) -> None:
+        """Nothing that was seen so far speaks of now."""
+        self._counts.clear()
+
+    def _estimate(self) -> float:
+        """Backwards from now; it stops at a change that chance (3 standard deviations) does not explain."""
+        length_s = count = 0.0
+        for more_s, more in reversed(self._counts):
+            if length_s >= self._least_s:
+                expected = count / length_s * more_s
+                if abs(more - expected) > 3.0 * math.sqrt(max(1.0, expected * (1.0 + more_s / length_s))):
+                    break
+            length_s, count = length_s + more_s, count + more
+        return count / length_s if length_s else 0.0
+
+
+def surely(rate_per_s: float, over_s: float) -> float:
+    """What of a rate that was seen over a short time is not chance: 3 standard deviations less [1/s]."""
+    return max(0.0, rate_per_s - 3.0 * math.sqrt(rate_per_s / over_s))
