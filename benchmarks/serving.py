@@ -44,13 +44,14 @@ from negawatt.core.measurement import Measurement
 from negawatt.core.plan import Keep
 from negawatt.core.saving import Baseline
 from negawatt.core.workload import Phase
+from negawatt.search.arrivals import replay
 from negawatt.verify.blocks import block_order
 from negawatt.verify.compare import Comparison
 from negawatt.verify.proof import PLAN, Proof
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "serving"))
 
-from services import Serving, gateway, metered, server, within_s
+from services import Serving, answered, gateway, metered, server, within_s
 from texts import Load, call, load
 from workload import cosines
 
@@ -75,12 +76,14 @@ class Ran:
         times_s: of all requests [s].
         hit_fraction: part that the gateway's cache answered.
         cpu_fraction: of the host's processors, busy on average, others' work included.
+        cpu_s: processor time per request of the load generator, the server and the gateway, if there is one [s].
     """
 
     measurement: Measurement
     times_s: tuple[float, ...]
     hit_fraction: float
     cpu_fraction: float
+    cpu_s: tuple[float, ...]
 
 
 def ran(how: Serving, levers: Sequence[str] | None, given: Load) -> Ran:
@@ -89,19 +92,27 @@ def ran(how: Serving, levers: Sequence[str] | None, given: Load) -> Ran:
         url = stack.enter_context(server(how))
         if levers is not None:
             url = stack.enter_context(gateway([url], levers))
-        warm = [call(i / 20, f"Sentence number {i} is there to warm up and is not asked again.") for i in range(20)]
-        before = psutil.cpu_times()
-        measurement, replied = metered(url, given.calls, warm)
-        after = psutil.cpu_times()
+        answered(replay(url, [call(i / 20, f"Sentence number {i} is for warming up only.") for i in range(20)]))
+        before = psutil.cpu_times(), spent_s()
+        measurement, replied = metered(url, given.calls)
+        after = psutil.cpu_times(), spent_s()
     quality = float(cosines(given.texts, [reply.body for reply in replied]).min())
     hits = sum(reply.headers.get("negawatt-outcome") == "cached" for reply in replied)
-    whole, idle = sum(after) - sum(before), sum(after[3:5]) - sum(before[3:5])  # 3: idle, 4: waiting for a disk
+    whole, idle = (sum(after[0][part]) - sum(before[0][part]) for part in (slice(None), slice(3, 5)))
     return Ran(
         measurement=replace(measurement, quality=quality),
         times_s=tuple(reply.time_s for reply in replied),
         hit_fraction=hits / len(replied),
         cpu_fraction=1 - idle / whole,
+        cpu_s=tuple((b - a) / len(replied) for a, b in zip(before[1], after[1], strict=True)),
     )
+
+
+def spent_s() -> tuple[float, ...]:
+    """Processor time of this process, the server and the gateway, if there is one, so far [s]."""
+    me = psutil.Process()
+    processes = [me, *sorted(me.children(), key=lambda child: child.create_time())]
+    return tuple(sum(process.cpu_times()[:2]) for process in processes)
 
 
 class Bench:
@@ -208,6 +219,9 @@ def summary(runs: Sequence[Ran]) -> dict:
         "hit_fraction": mean([run.hit_fraction for run in runs]),
         "cosine_min": min(run.measurement.quality or 0.0 for run in runs),
         "cpu_fraction": mean([run.cpu_fraction for run in runs]),
+        "cpu_ms_per_request": " + ".join(
+            f"{1e3 * mean(part):.2f}" for part in zip(*(r.cpu_s for r in runs), strict=True)
+        ),
     }
 
 

@@ -78,7 +78,11 @@ def trace(path: Path) -> np.ndarray:
     """Rows of arrival time [s], prompt tokens, generated tokens."""
     with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
         rows = [
-            (datetime.fromisoformat(r["TIMESTAMP"][:26]).timestamp(), int(r["ContextTokens"]), int(r["GeneratedTokens"]))
+            (
+                datetime.fromisoformat(r["TIMESTAMP"][:26]).timestamp(),
+                int(r["ContextTokens"]),
+                int(r["GeneratedTokens"]),
+            )
             for r in csv.DictReader(file)
         ]
     found = np.array(rows, dtype=float)
@@ -106,8 +110,10 @@ class Fleet:
     @cached_property
     def prefill_s(self) -> float:
         """Of a replica, for each token of a prompt at the highest clock."""
-        return self.assumed.prefill * float(np.interp(self.table.full, self.table.batches, self.table.token_s)) / (
-            self.table.full
+        return (
+            self.assumed.prefill
+            * float(np.interp(self.table.full, self.table.batches, self.table.token_s))
+            / (self.table.full)
         )
 
     @cached_property

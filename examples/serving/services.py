@@ -22,7 +22,6 @@ from negawatt.search.arrivals import Replied, replay
 HERE = Path(__file__).parent
 READY_S = 180.0
 """Longest wait for a server: the first start exports the model."""
-WARM_CALLS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,24 +94,20 @@ def answers(url: str) -> bool:
         return False
 
 
-def metered(url: str, calls: Sequence[Call], warm: Sequence[Call] = ()) -> tuple[Measurement, list[Replied]]:
-    """Replay calls under the host's meter, after `warm` ones that are not metered; work is requests.
-
-    Raises SystemExit if a call was not answered: a saving on what was lost is none.
-    """
-    answered(replay(url, warm))
+def metered(url: str, calls: Sequence[Call]) -> tuple[Measurement, list[Replied]]:
+    """Replay calls under the host's meter; work is requests. Stops if one was not answered."""
     with negawatt.meter("replay") as run:
-        replied = replay(url, calls)
-    answered(replied)
+        replied = answered(replay(url, calls))
     measurement = Measurement(readings=run.readings, time_s=run.time_s, work_units=len(calls), latency=latency(replied))
     return measurement, replied
 
 
-def answered(replied: Sequence[Replied]) -> None:
-    """Stop if a call was not answered with 200."""
+def answered(replied: list[Replied]) -> list[Replied]:
+    """The same, if all were answered with 200: a saving on what was lost is none."""
     bad = [reply for reply in replied if reply.status != 200]
     if bad:
         raise SystemExit(f"{len(bad)} of {len(replied)} calls failed, such as: {bad[0].error or bad[0].body[:200]!r}")
+    return replied
 
 
 def latency(replied: Sequence[Replied]) -> Latency:

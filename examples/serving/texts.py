@@ -32,7 +32,7 @@ argparse ast asyncio calendar codecs collections configparser contextlib csv dat
 fractions functools heapq html http imaplib inspect io ipaddress itertools json locale logging mailbox math
 multiprocessing operator os pathlib pickle platform pprint random re sched shelve shutil signal smtplib socket
 sqlite3 ssl statistics string subprocess sys tarfile tempfile textwrap threading time tokenize traceback types
-typing unittest urllib uuid warnings weakref zipfile zlib
+unittest urllib uuid warnings weakref zipfile zlib
 """
 """Modules whose docstrings are written for people."""
 
@@ -127,9 +127,10 @@ def sentences() -> tuple[str, ...]:
     """Sentences of 40 to 240 characters of Python's help topics and of docstrings of its standard library."""
     documents = [text for _, text in sorted(topics.items())]
     for module in map(import_module, PROSE.split()):
-        members = [member for _, member in sorted(vars(module).items(), key=lambda item: item[0])]
-        inside = [inner for member in members if inspect.isclass(member) for inner in vars(member).values()]
-        documents += [text for text in map(docstring, [module, *members, *inside]) if text]
+        members = [member for _, member in sorted(vars(module).items()) if inspect.isroutine(member)]
+        for _, kind in sorted(inspect.getmembers(module, inspect.isclass)):
+            members += [kind, *filter(inspect.isroutine, vars(kind).values())]
+        documents += [text for text in map(docstring, [module, *members]) if text]
     found = (" ".join(s.split()) for text in documents for s in re.split(r"(?<=[.:])\s+", text))
     return tuple(dict.fromkeys(s for s in found if 40 < len(s) < 240))
 

@@ -237,6 +237,35 @@ def test_lifetime_interval_by_hand() -> None:
     half = 0.05 + 0.0125
     assert (saving.fraction, saving.ci_low, saving.ci_high) == pytest.approx((0.3, 0.3 - half, 0.3 + half))
     assert saving.verdict is Verdict.VERIFIED
+    train = plan.proven_lifetime_saving(Baseline.COMPETENT, (Phase.TRAIN,))
+    infer = plan.proven_lifetime_saving(Baseline.COMPETENT, (Phase.INFER,))
+    assert (train.fraction, train.ci_low, train.ci_high) == pytest.approx((0.1, 0.05, 0.15))
+    assert (infer.fraction, infer.ci_low, infer.ci_high) == pytest.approx((0.2, 0.1875, 0.2125))
+
+
+def test_a_life_with_one_phase_limited() -> None:
+    """The transformation belongs to inference; what both phases save apart is what they save together."""
+    base = Lifetime(train_j=100.0, transform_j=5.0, infer_per_work_j=1.0, requests=100.0)
+    best = Lifetime(train_j=80.0, transform_j=7.0, infer_per_work_j=0.6, requests=100.0)
+    plan = replace(PLAN, lifetimes={"competent": base, "plan": best})
+    train, infer = (plan.limited(Baseline.COMPETENT, (phase,)) for phase in (Phase.TRAIN, Phase.INFER))
+    assert (train.total_j, infer.total_j) == (185.0, 167.0)
+    assert plan.limited(Baseline.COMPETENT, tuple(Phase)) == best
+    assert plan.limited(Baseline.COMPETENT, ()) == base
+    assert base.total_j - best.total_j == (base.total_j - train.total_j) + (base.total_j - infer.total_j)
+    assert plan.limited(Baseline.NAIVE, (Phase.TRAIN,)) is None
+
+
+def test_one_unproven_phase_leaves_the_other_its_claim() -> None:
+    """Where only training was proven, training limited is a claim, and inference limited and both are none."""
+    base = Lifetime(train_j=100.0, transform_j=0.0, infer_per_work_j=1.0, requests=100.0)
+    best = Lifetime(train_j=80.0, transform_j=0.0, infer_per_work_j=0.6, requests=100.0)
+    proven = phase_saving(Phase.TRAIN, 0.1, 0.2, 0.3, Verdict.VERIFIED)
+    phases = (phase_plan(Phase.TRAIN, proven), phase_plan(Phase.INFER, None))
+    plan = replace(PLAN, lifetimes={"competent": base, "plan": best}, phases=phases)
+    assert plan.proven_lifetime_saving(Baseline.COMPETENT, (Phase.TRAIN,)).fraction == pytest.approx(0.1)
+    assert plan.proven_lifetime_saving(Baseline.COMPETENT, (Phase.INFER,)) is None
+    assert plan.proven_lifetime_saving(Baseline.COMPETENT) is None
 
 
 def test_no_lifetime_claim_without_a_proof_of_every_phase() -> None:

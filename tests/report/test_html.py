@@ -121,6 +121,18 @@ def test_every_saving_has_interval_verdict_and_reasons(rendered):
     assert all(" to " in row[2] for row in rows)
 
 
+def test_lifetimes_are_told_by_phase():
+    """The table has a row for each phase limited alone, with its saving over the competent default and its verdict."""
+    page = Page(html.render(plans.indicative()))
+    (table,) = (table for table in page.tables if table[0][0] == "Setting" and "Total" in table[0])
+    assert [row[0] for row in table[1:]] == [
+        "naive default", "competent default", "training limited", "inference limited", "plan",
+    ]  # fmt: skip
+    assert [bool(row[-2]) for row in table[1:]] == [False, False, True, True, True]
+    assert {row[-1] for row in table[3:]} == {"indicative (estimated)"}
+    assert "about 12 to 15 % less energy in training" in page.text
+
+
 def test_gaps_are_listed(rendered):
     """What was not measured is on the page, with the reason."""
     plan, _, page = rendered

@@ -100,6 +100,38 @@ def test_lifetime_sites_and_gaps():
     assert "From the search, single runs, not confirmed" in out
 
 
+def test_each_phase_is_limited_alone_and_both_together():
+    """Between the competent default and the plan stand both phases by themselves, with what each saves in total."""
+    out = flat(plans.verified(), 120)
+    assert "training limited 1.18 kJ 12.0 J 1.55 kJ 2.74 kJ inference limited 2.90 kJ 19.0 J 610 J 3.53 kJ" in out
+    assert "Training limited alone saves 39 % (37 to 40 %) over the competent default: verified." in out
+    assert "Inference limited alone saves 20.9 % (20.3 to 21.5 %) over the competent default: verified." in out
+    assert "Against the competent default the plan saves 59 % (57 to 61 %): verified." in out
+    assert "what it saves in each answer is in no saving here" in out
+    assert "the field: about 12 to 15 % less energy in training for about 3 % more time" in out
+
+
+def test_a_phase_without_a_saving_says_so_in_the_lifetime():
+    """A refused phase keeps the default, and an unproven one is called that; the other phase keeps its claim."""
+    plan = plans.verified()
+    train, infer = plan.phases
+    refused = replace(infer, setting=infer.competent)
+    best, competent = plan.lifetimes["plan"], plan.lifetimes["competent"]
+    kept = replace(competent, train_j=best.train_j)
+    out = flat(replace(plan, phases=(train, refused), lifetimes={**plan.lifetimes, "plan": kept}), 120)
+    assert "Training limited alone saves 39 % (37 to 40 %) over the competent default: verified." in out
+    assert "Inference limited: the competent default is kept; its candidate was refused." in out
+    out = flat(replace(plan, phases=(train, replace(infer, savings=()))), 120)
+    assert "Inference limited alone saves 20.9 % over the competent default: not proven." in out
+    assert "Against the competent default the plan saves 59.5 %: not proven in every phase." in out
+
+
+def test_one_phase_is_not_limited_alone():
+    """With a single phase, or a plan that is the competent default, there is nothing between that and the plan."""
+    for plan in (plans.only_infer(), plans.nothing()):
+        assert "limited" not in flat(plan, 120).split("For comparison")[0]
+
+
 def test_broken_promises_are_marked():
     """A setting on the front that loses too much quality is marked as such."""
     assert "0.9309 ✗" in flat(plans.verified())

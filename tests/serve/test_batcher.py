@@ -417,3 +417,45 @@ def test_divide_adds_up(total: int, weights: list[int]) -> None:
     for share, weight in zip(shares, weights, strict=True):
         assert share >= 0
         assert not whole or abs(share - total * weight / whole) < 1 + 1e-6
+
+
+def test_joined_and_kept_over_a_real_connection() -> None:
+    """A real server, its answers larger than what is read whole: cache, batcher and upstream together."""
+    from aiohttp import web
+
+    from negawatt.serve.cache import Cache
+    from negawatt.serve.upstream import Upstream
+
+    lists = []
+
+    async def serve(request: web.Request) -> web.Response:
+        body = await request.json()
+        lists.append(body["input"])
+        await asyncio.sleep(0.02)
+        items = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        data = [{"object": "embedding", "index": i, "embedding": vector(item) * 3000} for i, item in enumerate(items)]
+        return web.json_response({"object": "list", "data": data, "model": "m", "usage": {"prompt_tokens": 9}})
+
+    async def work() -> list[Answer]:
+        app = web.Application()
+        app.router.add_post("/v1/embeddings", serve)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        upstream = Upstream(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        try:
+            stage = Cache(batcher(upstream), 10 << 20)
+            answers = [await stage(embed("a"))]
+            answers += await asyncio.gather(stage(embed("b")), stage(embed(["a", "c"])), stage(embed("d")))
+            return answers
+        finally:
+            await upstream.close()
+            await runner.cleanup()
+
+    answers = asyncio.run(work())
+    assert lists[0] == "a"
+    asked = [item for given in lists[1:] for item in ([given] if isinstance(given, str) else given)]
+    assert sorted(asked) == ["b", "c", "d"]
+    assert len(lists) <= 3
+    expected = [["a"], ["b"], ["a", "c"], ["d"]]
+    assert [vectors(answer) for answer in answers] == [[vector(i) * 3000 for i in items] for items in expected]

@@ -135,7 +135,8 @@ def test_a_broken_sink_does_not_stop_the_others(clock: ManualClock, caplog: pyte
         raise OSError("disk")
 
     rows: list[Served] = []
-    feed = Feed(scripted(clock, [(0.0, 10.0)]), sinks=[broken, rows.extend], clock=clock, background=False)
+    feed = Feed(scripted(clock, [(0.0, 10.0)]), sinks=[broken], clock=clock, background=False)
+    feed.add_sink(rows.extend)
     one = exchange("a", clock)
     feed.begin(one)
     clock.advance(1.0)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from serve.servers import Worker, request, server_process, until
 
 from negawatt.core.errors import UsageError
 from negawatt.core.serving import ServingSetting
@@ -20,6 +18,7 @@ from negawatt.serve.exchange import Answer, UpstreamError
 from negawatt.serve.pool import Pool
 from negawatt.serve.replicas import Commands, Pausing, Server, SleepError, State, VllmSleep
 from negawatt.serve.upstream import UnreachableError, Upstream
+from serve.servers import Worker, request, server_process, until
 
 
 class Bench:
@@ -387,7 +386,7 @@ def stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="reads the kernel's process states")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the kernel's process states")
 @pytest.mark.parametrize("way", ["commands", "pausing"])
 def test_real_processes_are_stopped_and_woken(way: str, tmp_path: Path) -> None:
     """The second of two small servers sleeps while it is not wanted, serves again after it, and is left awake."""
@@ -442,7 +441,7 @@ def test_a_command_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def test() -> None:
         begin_s = time.monotonic()
-        with pytest.raises(SleepError, match="did not end within 0.1 s"):
+        with pytest.raises(SleepError, match="did not end within"):
             await Commands(sleep="sh -c 'sleep 60; true'", wake="true").sleep(Worker(), 0)
         assert time.monotonic() - begin_s < 2.0
 
@@ -452,7 +451,7 @@ def test_a_command_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("wake", "sleep"), [("", "true"), ("true", ""), ("true", "echo 'open")])
 def test_commands_come_in_pairs_that_can_be_taken_apart(wake: str, sleep: str) -> None:
     """Half of a pair would put replicas to sleep for good."""
-    with pytest.raises(UsageError, match="--(wake|sleep)"):
+    with pytest.raises(UsageError, match=r"--(wake|sleep)"):
         Commands(wake=wake, sleep=sleep)
 
 
@@ -472,7 +471,7 @@ def test_vllm_is_asked_by_its_own_api() -> None:
         await VllmSleep().wake(server, 0)
         assert seen == [("POST", b"/sleep?level=1"), ("POST", b"/wake_up")]
         server.health = 404
-        with pytest.raises(SleepError, match="VLLM_SERVER_DEV_MODE|gave 404"):
+        with pytest.raises(SleepError, match="gave 404"):
             await VllmSleep().sleep(server, 0)
 
     run(test)

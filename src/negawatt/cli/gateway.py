@@ -119,7 +119,7 @@ def command(
             "pip install 'negawatt[serve]'",
         ) from error
     options, how = serving_options(given), _how(given)
-    _check(options)
+    _check(options, how)
     host, port = _address(listen)
     sock = server.listen(host, port)
     with sock:
@@ -186,6 +186,7 @@ def _address(listen: str) -> tuple[str, int]:
 
 def _how(given: dict[str, Any]) -> How:
     from negawatt.hardware.site import chosen
+    from negawatt.serve.chain import Hands
     from negawatt.serve.limits import Limits
     from negawatt.serve.service import How
 
@@ -193,14 +194,8 @@ def _how(given: dict[str, Any]) -> How:
     if not answer_s:
         raise UsageError("--timeout 0", "no answer comes at once", "write e.g. --timeout 10m")
     limits = Limits(body_bytes=body, held_bytes=max(256 << 20, body), answer_s=answer_s)
-    return How(
-        limits=limits,
-        site=chosen({}),
-        otlp=given["otlp"],
-        limit_power=given["limit_power"],
-        wake=given["wake"],
-        sleep=given["sleep"],
-    )
+    hands = Hands(limit_power=given["limit_power"], wake=given["wake"], sleep=given["sleep"])
+    return How(limits=limits, site=chosen({}), otlp=given["otlp"], hands=hands)
 
 
 def serving_options(given: dict[str, Any]) -> ServingOptions:
@@ -256,7 +251,7 @@ def _read(path: Path) -> ServingOptions:
     return from_json(ServingOptions, data, str(path))
 
 
-def _check(options: ServingOptions) -> None:
+def _check(options: ServingOptions, how: How) -> None:
     """Raise UsageError if the options cannot be served."""
     if not options.upstreams:
         raise UsageError("no --upstream", "requests have to go somewhere", "add --upstream http://127.0.0.1:8000")
@@ -270,3 +265,13 @@ def _check(options: ServingOptions) -> None:
             "texts are compared by their embeddings, and answers are kept in the cache",
             "add --semantic-url http://127.0.0.1:8002/v1/embeddings --cache 64MB",
         )
+    if options.p99_s == 0:
+        raise UsageError("--p99 0", "no answer comes at once", "write e.g. --p99 200ms")
+    if how.hands.limit_power and not options.control:
+        raise UsageError("--limit-power without --control", "nobody would turn it", "add --control --p99 TIME")
+    if bool(how.hands.wake) != bool(how.hands.sleep):
+        raise UsageError("--wake without --sleep, or the other way", "what sleeps has to wake again", "give both")
+    from negawatt.serve.upstream import Upstream
+
+    for url in (*options.upstreams, *((options.cascade.upstream,) if options.cascade else ())):
+        Upstream(url)

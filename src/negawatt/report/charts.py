@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from negawatt.core.plan import PhasePlan, Plan
 from negawatt.core.saving import Saving
-from negawatt.report import numbers, words
+from negawatt.report import lifetimes, numbers, words
 from negawatt.report.digest import PhaseDigest, Row
 from negawatt.report.numbers import Unit
 from negawatt.report.svg import FONT, Axis, around, bar, el, line, picture, place_labels, shorten, text, width_of
@@ -205,7 +205,7 @@ def _whiskers(saving: Saving, label: str, top: float, axis: Axis) -> list[str]:
 
 def lifetime(plan: Plan) -> str:
     """Energy over the model's life per setting, stacked, the search hatched on top of the plan; "" if unknown."""
-    rows = words.lifetime_rows(plan)
+    rows = lifetimes.rows(plan)
     if not rows:
         return ""
     search = {"plan": plan.search_j}

@@ -7,7 +7,7 @@ from typing import Any
 from negawatt.core.plan import PhasePlan, Plan
 from negawatt.core.saving import Baseline, Saving, Verdict
 from negawatt.core.trial import Role, Trial
-from negawatt.report import charts, numbers, words
+from negawatt.report import charts, lifetimes, numbers, words
 from negawatt.report.digest import PhaseDigest, Row, digest
 
 _SYMBOL = {Verdict.VERIFIED: "✓", Verdict.INDICATIVE: "≈", Verdict.NOT_SHOWN: "?", Verdict.WORSE: "✗"}
@@ -43,7 +43,7 @@ def _context(plan: Plan) -> dict[str, Any]:
         "savings_chart": Markup(charts.savings(plan.phases)),  # noqa: S704 -- escaped by svg.el
         "lifetime_chart": Markup(charts.lifetime(plan)),  # noqa: S704 -- escaped by svg.el
         "lifetime": _lifetime(plan),
-        "paybacks": [p for b in (Baseline.COMPETENT, Baseline.NAIVE) if (p := words.payback(plan, b))],
+        "paybacks": [p for b in (Baseline.COMPETENT, Baseline.NAIVE) if (p := lifetimes.payback(plan, b))],
         "outcomes": [(o.choice, words.outcome_cells(o), o.basis) for o in plan.outcomes],
         "sensors": words.sensors(plan),
         "proof": words.proof(plan),
@@ -140,11 +140,12 @@ def _corners(row: Row, unit: numbers.Unit) -> str:
 
 
 def _lifetime(plan: Plan) -> dict[str, Any]:
-    rows = words.lifetime_rows(plan)
+    rows = lifetimes.rows(plan)
     return {
         "requests": numbers.count(max((row.lifetime.requests for row in rows), default=0.0)),
-        "rows": [(row.name, *words.lifetime_cells(row.lifetime), row.saved, row.verdict) for row in rows],
-        "sentences": words.lifetime_sentences(plan),
+        "rows": [(row.name, *lifetimes.cells(row.lifetime), row.saved, row.verdict) for row in rows],
+        "sentences": lifetimes.sentences(plan),
+        "note": lifetimes.note(plan),
     }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from negawatt.core.plan import Plan
 from negawatt.core.saving import Baseline, Verdict
-from negawatt.report import numbers, words
+from negawatt.report import lifetimes, numbers, words
 from negawatt.report.digest import PhaseDigest, Row, digest
 
 if TYPE_CHECKING:
@@ -170,21 +170,16 @@ def _savings(phase: PhaseDigest) -> list[RenderableType]:
 
 
 def _lifetime(plan: Plan) -> list[RenderableType]:
-    rows = words.lifetime_rows(plan)
+    rows = lifetimes.rows(plan)
     if not rows:
         return []
     requests = max(row.lifetime.requests for row in rows)
     work = f"{numbers.count(requests)} {numbers.several(plan.unit)}"
     table = _table("Energy", "setting", "train", "transform", work, "total")
     for row in rows:
-        table.add_row(row.name, *words.lifetime_cells(row.lifetime))
-    limited = [
-        f"{row.name.capitalize()} alone saves {row.saved} over the competent default: {row.verdict}."
-        for row in rows
-        if row.saved and row.name != "plan"
-    ]
-    pay = [words.payback(plan, baseline) for baseline in (Baseline.COMPETENT, Baseline.NAIVE)]
-    told = [*limited, *words.lifetime_sentences(plan), words.lifetime_note(plan), words.search_cost(plan)]
+        table.add_row(row.name, *lifetimes.cells(row.lifetime))
+    pay = [lifetimes.payback(plan, baseline) for baseline in (Baseline.COMPETENT, Baseline.NAIVE)]
+    told = [*lifetimes.sentences(plan), lifetimes.note(plan), words.search_cost(plan)]
     said = [*told, *(sentence for sentence in pay if sentence)]
     return [_heading("Lifetime"), table, *_bullets(said)]
 

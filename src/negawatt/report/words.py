@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-
 from negawatt.core.measurement import Measurement
 from negawatt.core.placement import Outcome
-from negawatt.core.plan import Keep, Lifetime, PhasePlan, Plan
+from negawatt.core.plan import Keep, PhasePlan, Plan
 from negawatt.core.reading import Reading, weakest
 from negawatt.core.saving import Baseline, Interval, Saving, Verdict
 from negawatt.core.trial import Role
@@ -37,19 +34,6 @@ SITES_NOTE = "Site energy, carbon and money are kept apart and never added. Unkn
 def work(plan: Plan, phase: Phase) -> str:
     """What energy is stated per: "training run", "image"."""
     return "training run" if phase is Phase.TRAIN else plan.unit
-
-
-NO_CHANGE = "none"
-ONE_MODEL = (
-    "All settings of inference answered with the model of the plan's training; where that model is a smaller one, what it "
-    "saves in each answer is in no saving here."
-)
-FIELD = (
-    "For comparison, the field: about 12 to 15 % less energy in training for about 3 % more time, by limiting the power "
-    "of GPUs (MIT Lincoln Laboratory, in MIT News of 5 October 2023; 15 % for a transformer: arXiv 2205.09646). That is of "
-    "one phase against no limit, not of a life against a competent default."
-)
-"""The page in MIT News is cited with its address in `data/forecast.toml`; docs/claims.md checks the figures."""
 
 
 def headlines(plan: Plan) -> tuple[str, ...]:
@@ -227,114 +211,6 @@ def others(phase: PhaseDigest) -> str:
 def failures(phase: PhaseDigest) -> tuple[str, ...]:
     """One sentence per reason for failed runs."""
     return tuple(f"{numbers.plural(f.n, 'run')} of {f.setting} failed ({f.kind}): {f.message}" for f in phase.failures)
-
-
-def payback(plan: Plan, baseline: Baseline) -> str:
-    """After how much work, and how many lifetimes, the search has paid for itself."""
-    label = BASELINES[baseline]
-    if str(baseline) not in plan.lifetimes:
-        return ""
-    requests, lives = plan.payback_requests(baseline), plan.payback_lifetimes(baseline)
-    if lives is None and requests is None:
-        return f"Against the {label} the search never pays for itself."
-    parts = []
-    if requests == 0:
-        parts.append("before the first request, by the training alone")
-    elif requests is not None:
-        parts.append(f"after {numbers.count(requests)} {numbers.several(plan.unit)}, one training run included")
-    if lives is not None:
-        parts.append(f"after {numbers.significant(lives, 2)} lifetimes")
-    return f"Against the {label} the search pays for itself {', or '.join(parts)}."
-
-
-def lifetime_cells(lifetime: Lifetime) -> tuple[str, str, str, str]:
-    """Energy of training, transformation, inference and all together."""
-    infer_j = None if lifetime.infer_per_work_j is None else lifetime.requests * lifetime.infer_per_work_j
-    parts_j = (lifetime.train_j, lifetime.transform_j, infer_j, lifetime.total_j)
-    train, transform, infer, everything = ("–" if part_j is None else numbers.energy(part_j) for part_j in parts_j)
-    return train, transform, infer, everything
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LifetimeRow:
-    """One line of the table of lifetimes.
-
-    Attributes:
-        name: "competent default", "training limited", "plan".
-        lifetime: its energy.
-        saved: over the competent default, with its interval where it was proven; "" for the defaults.
-        verdict: of that saving; "" for the defaults.
-    """
-
-    name: str
-    lifetime: Lifetime
-    saved: str = ""
-    verdict: str = ""
-
-
-def lifetime_rows(plan: Plan) -> tuple[LifetimeRow, ...]:
-    """The naive default, the competent default, each phase limited alone where there are two, and the plan last."""
-    rows = [
-        LifetimeRow(name=BASELINES[baseline], lifetime=plan.lifetimes[str(baseline)])
-        for baseline in (Baseline.NAIVE, Baseline.COMPETENT)
-        if str(baseline) in plan.lifetimes
-    ]
-    if len(plan.phases) > 1 and any(phase.setting != phase.competent for phase in plan.phases):
-        for phase in plan.phases:
-            life = plan.limited(Baseline.COMPETENT, (phase.phase,))
-            if life is not None:
-                saved, verdict = lifetime_saving(plan, Baseline.COMPETENT, (phase.phase,))
-                name = f"{PHASES[phase.phase].lower()} limited"
-                rows.append(LifetimeRow(name=name, lifetime=life, saved=saved, verdict=verdict))
-    if "plan" in plan.lifetimes:
-        saved, verdict = lifetime_saving(plan, Baseline.COMPETENT)
-        rows.append(LifetimeRow(name="plan", lifetime=plan.lifetimes["plan"], saved=saved, verdict=verdict))
-    return tuple(rows)
-
-
-def lifetime_saving(plan: Plan, baseline: Baseline, phases: Collection[Phase] = tuple(Phase)) -> tuple[str, str]:
-    """The saving over a baseline's life with some phases limited, its interval where it was proven, and its verdict."""
-    saving = plan.proven_lifetime_saving(baseline, phases)
-    if saving is not None:
-        return numbers.percent_interval(saving.fraction, saving.ci_low, saving.ci_high), saving.label()
-    mine = [phase for phase in plan.phases if phase.phase in phases]
-    if all(phase.setting == phase.baseline(baseline) for phase in mine):
-        return NO_CHANGE, f"the {BASELINES[baseline]} is kept" + _refused(mine)
-    base, life = plan.lifetimes.get(str(baseline)), plan.limited(baseline, phases)
-    point = None if base is None or life is None or base.total_j <= 0 else 1 - life.total_j / base.total_j
-    where = "" if len(mine) == 1 else " in every phase"
-    return ("–" if point is None else numbers.percent(point, 1)), f"not proven{where}"
-
-
-def _refused(phases: Collection[PhasePlan]) -> str:
-    """That something was put to the proof and refused, or ""."""
-    return "; its candidate was refused" if any(phase.candidate != phase.setting for phase in phases) else ""
-
-
-def lifetime_sentences(plan: Plan) -> tuple[str, ...]:
-    """What the plan saves over either default's life, what the figures do not hold, and what the field reports."""
-    told = []
-    for baseline, label in ((b, BASELINES[b]) for b in (Baseline.NAIVE, Baseline.COMPETENT)):
-        if str(baseline) in plan.lifetimes and "plan" in plan.lifetimes:
-            saved, verdict = lifetime_saving(plan, baseline)
-            kept = saved == NO_CHANGE
-            told.append(
-                f"The plan is the {label}." if kept else f"Against the {label} the plan saves {saved}: {verdict}."
-            )
-    train = next((phase for phase in plan.phases if phase.phase is Phase.TRAIN), None)
-    if train is not None and len(plan.phases) > 1 and train.setting != train.competent:
-        told.append(ONE_MODEL)
-    return (*told, FIELD)
-
-
-def lifetime_note(plan: Plan) -> str:
-    """What the lifetime figures rest on."""
-    measured = [t.measurement.source for t in plan.trials if t.measurement is not None]
-    evidence = f"{weakest(measured)} energy; " if measured else ""
-    return (
-        f"Energies are means of the runs above ({evidence}search not included); the interval of a saving combines "
-        "those of the phases by their share."
-    )
 
 
 def outcome_cells(outcome: Outcome) -> tuple[str, str, str, str]:

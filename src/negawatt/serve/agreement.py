@@ -6,9 +6,9 @@ audits of which k differed, and a true part m,
 
     E(m) = B(k + 1, n - k + 1) / (m^k (1 - m)^(n - k)),  B the beta function,
 
-is a martingale that begins at 1: it ever reaches 1 / alpha with a chance of at most alpha (J. Ville, Étude critique de
-la notion de collectif, 1939; the mixture is that of H. Robbins, Statistical methods related to the law of the iterated
-logarithm, Annals of Mathematical Statistics 41, 1970). All m with E(m) < 1 / alpha are the interval.
+is a martingale that begins at 1 (prior over posterior at the truth: I. Waudby-Smith and A. Ramdas, Confidence sequences
+for sampling without replacement, NeurIPS 2020, here with replacement and a uniform prior); by Ville's inequality it
+ever reaches 1 / alpha with a chance of at most alpha. All m with E(m) < 1 / alpha are the interval.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ _ASIDE = frozenset(
 """Members that differ between models that agree."""
 _MOST_AUDITS = 1000
 """After so many without doubt the watch begins anew, so that it sees what changes later."""
-_LEAST_ABOVE = 20
-"""Audits that a higher threshold must rest on."""
+_LEAST_ABOVE = 5
+"""Audits that a higher threshold must rest on; what it is worth, those after it show."""
+_MOST_RAISES = 5
 
 
 def agree(small: Any, large: Any) -> bool:  # noqa: ANN401 -- JSON is anything
@@ -75,7 +76,7 @@ def _vectors(answer: Any) -> list[list[float]] | None:  # noqa: ANN401
     found = answer.get("data") if isinstance(answer, dict) else answer
     if not isinstance(found, list) or not found:
         return None
-    vectors = [part.get("embedding") if isinstance(part, dict) else part for part in found]
+    vectors: list[Any] = [part.get("embedding") if isinstance(part, dict) else part for part in found]
     fine = all(isinstance(v, list) and v and all(type(x) in (int, float) for x in v) for v in vectors)
     return vectors if fine else None
 
@@ -96,7 +97,7 @@ def _bare(answer: Any) -> Any:  # noqa: ANN401
 
 
 def evidence(n: int, k: int, m: float) -> float:
-    """log E(m): how much k of n speak against a true part of m, from 0 < m < 1."""
+    """The logarithm of E(m): how much k of n speak against a true part of m, from 0 < m < 1."""
     log_beta = math.lgamma(k + 1) + math.lgamma(n - k + 1) - math.lgamma(n + 2)
     return log_beta - k * math.log(m) - (n - k) * math.log1p(-m)
 
@@ -148,7 +149,7 @@ class Watch:
 
     Once it is shown that more answers differ than may, the threshold rises to the least confidence above which no more
     did among those audited; the audits that led to that do not count any more, so what comes is judged afresh. If
-    there is no such confidence, the small model is not believed any more.
+    there is no such confidence, or it has risen five times already, the small model is not believed any more.
 
     Args:
         threshold: confidence that counts at first.
@@ -161,7 +162,7 @@ class Watch:
         self.believed = True
         self._margin = margin
         self._alpha = alpha
-        self._audited = self._differed = 0
+        self._audited = self._differed = self._raises = 0
         self._seen: list[tuple[float, bool]] = []
 
     def counts(self, confidence: float | None) -> bool:
@@ -182,7 +183,9 @@ class Watch:
             self._seen.clear()
 
     def _accused(self, n: int, k: int) -> bool:
-        return 0 < self._margin < 1 and evidence(n, k, self._margin) >= -math.log(self._alpha) or self._margin <= 0
+        if not 0 < self._margin < 1:
+            return self._margin <= 0  # one that differs is one too many
+        return evidence(n, k, self._margin) >= -math.log(self._alpha)
 
     def _raise_threshold(self) -> None:
         n, k = 0, 0
@@ -192,7 +195,8 @@ class Watch:
             if n >= _LEAST_ABOVE and k <= n * self._margin and confidence > self.threshold:
                 best = confidence
         self._seen.clear()
-        if best is None:
+        self._raises += 1
+        if best is None or self._raises > _MOST_RAISES:
             self.believed = False
         else:
             self.threshold = best

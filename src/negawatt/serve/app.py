@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
@@ -12,6 +11,7 @@ from typing import Any, final
 
 from negawatt.core.serving import Outcome
 from negawatt.serve import usage
+from negawatt.serve.answers import error_body, ours
 from negawatt.serve.exchange import Accounts, Answer, Exchange, Headers, Stage, UpstreamError
 from negawatt.serve.headers import clean, end_to_end, first
 from negawatt.serve.limits import Limits
@@ -77,6 +77,14 @@ class Gateway:
         self.comment = comment
         self.at_once = 0
         self.held_bytes = 0
+        self._random = b""
+
+    def new_id(self) -> str:
+        """32 hexadecimal digits that nobody can guess: whoever knows them may look the request up."""
+        if not self._random:
+            self._random = os.urandom(16 * 256)  # one call to the system for many
+        digits, self._random = self._random[:16].hex(), self._random[16:]
+        return digits
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -155,7 +163,7 @@ class _Turn:
         scope = self._scope
         query = scope["query_string"]
         self._exchange = exchange = Exchange(
-            id=os.urandom(16).hex(),
+            id=self._gateway.new_id(),
             method=scope["method"],
             target=b"%b?%b" % (scope["raw_path"], query) if query else scope["raw_path"],
             headers=end_to_end(scope["headers"]),
@@ -267,7 +275,7 @@ class _Turn:
         if answer.status == 200 and exchange.tokens_in is None and exchange.tokens_out is None:
             exchange.tokens_in, exchange.tokens_out = usage.told(body, answer.headers)
         cost = self._gateway.accounts.so_far(exchange)
-        headers = [*answer.headers, *_ours(exchange)]
+        headers = [*answer.headers, *ours(exchange)]
         headers.append((b"negawatt-energy-joules", b"%.6g" % cost.energy_j))
         headers.append((b"negawatt-energy-interval-joules", b"%.6g %.6g" % cost.interval_j))
         headers.append((b"negawatt-energy-source", cost.source.value.encode("ascii")))
@@ -289,8 +297,9 @@ class _Turn:
         tail = usage.Tail() if answer.status == 200 else None
         try:
             self._status = answer.status
-            headers = [*answer.headers, *_ours(exchange)]
+            headers = [*answer.headers, *ours(exchange)]
             await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            await self._send({"type": "http.response.body", "body": b"", "more_body": True})  # lets the head go
             async with asyncio.timeout(None) as patience:
                 async for piece in pieces:
                     if tail is not None:
@@ -354,7 +363,7 @@ class _Turn:
         body = error_body(message, code)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if self._exchange is not None:
-            headers += _ours(self._exchange)
+            headers += ours(self._exchange)
         if status == 503:
             headers.append((b"retry-after", b"1"))
         if close:
@@ -376,18 +385,6 @@ class _Turn:
             raise ConnectionAbortedError("the answer broke off")  # what other servers of ASGI understand
         abort["call"]()
         await asyncio.sleep(0)  # the server takes note of it
-
-
-def _ours(exchange: Exchange) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"negawatt-request-id", exchange.id.encode("ascii")),
-        (b"negawatt-outcome", exchange.outcome.value.encode("ascii")),
-    ]
-
-
-def error_body(message: str, code: str) -> bytes:
-    """An error as OpenAI's API gives them, so that its clients can show it."""
-    return json.dumps({"error": {"message": message, "type": "negawatt_gateway", "code": code}}).encode("utf-8")
 
 
 async def _close(pieces: AsyncIterator[bytes]) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -171,7 +172,7 @@ class Cascade:
             target=AUDIT,
             headers=(),
             body=b"",
-            received_s=asyncio.get_running_loop().time(),
+            received_s=time.monotonic(),
             shared=1,
             outcome=Outcome.FAILED,
         )
@@ -226,7 +227,7 @@ def _field(answer: Any, path: str) -> float | None:  # noqa: ANN401 -- JSON is a
 
 
 def _mean_probability(answer: Any) -> float | None:  # noqa: ANN401
-    """exp of the mean logarithm of the probabilities of an answer's tokens; None if it does not tell them."""
+    """The mean probability, exp of the mean logarithm of those of an answer's tokens; None if it does not tell them."""
     try:
         told = answer["choices"][0]["logprobs"]
         content = told.get("content")

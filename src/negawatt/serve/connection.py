@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _BUFFER_BYTES = 256 << 10
 """Reading from upstream pauses when this much waits for a slow client."""
+_JOIN_BYTES = 64 << 10
+"""Bodies up to this are copied behind their head."""
 
 
 class BrokenError(Exception):
@@ -119,8 +121,10 @@ class Connection(asyncio.Protocol):
         self._heard_s = self._loop.time()
         self._timer = self._loop.call_at(self._heard_s + self._limits.answer_s, self._impatient)
         self._ready = self._loop.create_future()
-        self._transport.write(head)
-        if body:
+        if len(body) <= _JOIN_BYTES:  # one call to the system
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
             self._transport.write(body)
         try:
             await self._ready

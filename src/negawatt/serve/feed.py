@@ -24,7 +24,7 @@ from negawatt.core.reading import Reading, Source, weakest
 from negawatt.core.run import Run
 from negawatt.core.serving import Cost, Outcome, Served
 from negawatt.metering.run import LiveRun
-from negawatt.serve.account import Account, Bill, Sums, Ticket
+from negawatt.serve.account import NANO, Account, Bill, Sums, Ticket
 from negawatt.serve.exchange import Exchange
 from negawatt.serve.look import Errors, Look
 
@@ -157,6 +157,10 @@ class Feed:
             one.status = status
             self._account.end(one.ticket, self._clock(), failed=exchange.outcome in _COME_TO_NOTHING)
 
+    def add_sink(self, sink: Sink) -> None:
+        """Give what is settled from now on to one more."""
+        self._sinks = (*self._sinks, sink)
+
     def served(self, exchange_id: str) -> Served | None:
         """One of the last requests that were settled; None if it is not among them."""
         with self._lock:
@@ -184,6 +188,8 @@ class Feed:
 
     def close(self) -> Run | None:
         """End the run and divide all of its joules; requests still in flight keep theirs open. Idempotent.
+
+        Close the sinks after it: the last requests are told to them here.
 
         Returns:
             The run. Its host's joules are the sum of the account, to the nanojoule, unless a sensor failed.
@@ -226,17 +232,22 @@ class Feed:
                 self._errors.see(now_s, look)
                 bills = self._account.look(now_s, look.energy_j)
             told, self._fault, self._readings = self._fault, fault, readings
-            rows = [self._row(bill) for bill in bills]
+            settled = [(self._by_ticket[bill.ticket], bill) for bill in bills]
         _say(fault, told)
+        rows = [self._row(one, bill) for one, bill in settled]  # unlocked: `begin` must not wait for many of them
+        with self._lock:
+            for one, row in zip((one for one, _ in settled), rows, strict=True):
+                del self._by_ticket[one.ticket], self._open[row.id]
+                self._recent[row.id] = row
+            while len(self._recent) > RECENT:
+                self._recent.popitem(last=False)
         return rows
 
-    def _row(self, bill: Bill) -> Served:
-        one = self._by_ticket.pop(bill.ticket)
+    def _row(self, one: _Open, bill: Bill) -> Served:
         exchange = one.exchange
-        del self._open[exchange.id]
-        exchange.cost = self._errors.cost(bill, self._carbon_gpj)
-        end_s = (bill.ticket.end_ns or 0) / 1e9
-        row = Served(
+        exchange.cost = cost = self._errors.cost(bill, self._carbon_gpj)
+        end_s = (one.ticket.end_ns or 0) / NANO
+        return Served(
             id=exchange.id,
             at_s=round(exchange.received_s - self._began_s, 6),
             time_s=round(max(0.0, end_s - exchange.received_s), 6),
@@ -247,12 +258,8 @@ class Feed:
             tokens_in=exchange.tokens_in,
             tokens_out=exchange.tokens_out,
             shared=exchange.shared,
-            cost=exchange.cost,
+            cost=cost,
         )
-        self._recent[row.id] = row
-        if len(self._recent) > RECENT:
-            self._recent.popitem(last=False)
-        return row
 
     def _tell(self, rows: Sequence[Served]) -> None:
         done = [row for row in rows if row.outcome not in _COME_TO_NOTHING]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from negawatt.core.errors import UsageError
@@ -59,48 +60,59 @@ def rungs(options: ServingOptions, *, lowest_fraction: float | None = None, up_s
         )
     most = len(options.upstreams) or 1
     awake = min(safe.replicas or most, most)
-    found = [Rung(level=Level(name="safe", effort=_draw(awake, 1.0), awake=awake, up_s=up_s), setting=safe)]
+    fan = _Fan(safe=safe, most=most, lowest=1.0 if lowest_fraction is None else lowest_fraction, up_s=up_s)
+    first = fan.rung(safe, awake)
+    found = [Rung(level=replace(first.level, name="safe"), setting=safe)]
     setting, thrift = safe, 1.0
-    for part, batch, thrift_ in _BATCHES:
+    for part, batch, left in _BATCHES:
         wider = replace(safe, window_s=max(safe.window_s, part * promise_s), max_batch=max(safe.max_batch, batch))
         if wider != setting:
-            setting, thrift = wider, thrift_
-            found.append(_rung(setting, thrift * _draw(awake, 1.0), awake, up_s))
-    limits = [safe.limit_fraction * limit for limit in (_LIMITS if lowest_fraction is not None else _LIMITS[:1])]
-    guesses = []
-    for number in range(awake, 0, -1):
-        for limit in dict.fromkeys(limits):
-            low = 1.0 if lowest_fraction is None else lowest_fraction
-            power = low + (1.0 - low) * limit
-            rung = _rung(
-                replace(setting, replicas=number if number < most else safe.replicas, limit_fraction=limit),
-                thrift * _draw(number, power),
-                number,
-                up_s,
-            )
-            guesses.append((number * power ** (1 / 3), rung))
-    last = found[-1].level.effort
-    frugal = []
+            setting, thrift = wider, left
+            found.append(fan.rung(setting, awake, thrift))
+    limits = [safe.limit_fraction * limit for limit in (_LIMITS if fan.lowest < 1.0 else _LIMITS[:1])]
+    guesses = [
+        (fan.speed(number, limit), fan.rung(replace(setting, limit_fraction=limit), number, thrift))
+        for number in range(awake, 0, -1)
+        for limit in limits
+    ]
+    frugal: list[Rung] = []
     for _, rung in sorted(guesses, key=lambda guess: (-guess[0], guess[1].level.effort)):
-        if rung.level.effort < last:
+        if rung.level.effort < (frugal or found)[-1].level.effort:
             frugal.append(rung)
-            last = rung.level.effort
     room = MOST - len(found)
     if len(frugal) > room:
         frugal = [frugal[round(i * (len(frugal) - 1) / (room - 1))] for i in range(room)]
     return (*found, *frugal)
 
 
-def _draw(awake: int, power: float) -> float:
-    """A guess of what some replicas draw, in that of one without a limit."""
-    return awake * (_IDLE + (1.0 - _IDLE) * power)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fan:
+    """Makes rungs, and guesses what they draw and take: in what one replica without a limit does."""
 
+    safe: ServingSetting
+    most: int  # replicas
+    lowest: float  # power limit, as part of the one found
+    up_s: float
 
-def _rung(setting: ServingSetting, effort: float, awake: int, up_s: float) -> Rung:
-    parts = []
-    if setting.max_batch > 1:
-        parts.append(f"up to {setting.max_batch} together within {setting.window_s:.3g} s")
-    parts.append(f"{awake} replica{'s' * (awake != 1)}")
-    if setting.limit_fraction < 1.0:
-        parts.append(f"power limit at {setting.limit_fraction:.0%} of its range")
-    return Rung(level=Level(name=", ".join(parts), effort=effort, awake=awake, up_s=up_s), setting=setting)
+    def power(self, limit: float) -> float:
+        """The power limit that a part of its range stands for, as part of the one found."""
+        return self.lowest + (1.0 - self.lowest) * limit
+
+    def speed(self, awake: int, limit: float) -> float:
+        return awake * math.cbrt(self.power(limit))
+
+    def rung(self, setting: ServingSetting, awake: int, thrift: float = 1.0) -> Rung:
+        power = self.power(setting.limit_fraction)
+        setting = replace(setting, replicas=awake if awake < self.most else self.safe.replicas)
+        parts = [f"{awake} replica{'s' * (awake != 1)}"]
+        if setting.max_batch > 1:
+            parts.append(f"up to {setting.max_batch} together within {setting.window_s * 1e3:.3g} ms")
+        if power < 1.0:
+            parts.append(f"power limit at {setting.limit_fraction:.0%} of its range")
+        level = Level(
+            name=", ".join(parts),
+            effort=thrift * awake * (_IDLE + (1.0 - _IDLE) * power),
+            awake=awake,
+            up_s=self.up_s,
+        )
+        return Rung(level=level, setting=setting)

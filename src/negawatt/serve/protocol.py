@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast, final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from negawatt.serve.app import ABORT, error_body
+from negawatt.serve.answers import error_body
+from negawatt.serve.app import ABORT
 from negawatt.serve.headers import size_of
 from negawatt.serve.limits import Limits
+
+_JOIN_BYTES = 64 << 10
+
+
+@final
+class _HeadWithBody:
+    """What an answer is written to: its head goes out with the first part of its body, in one call to the system."""
+
+    __slots__ = ("_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        """Keep the head; send everything else."""
+        if self._head is None and not data.startswith(b"HTTP/1.1 100 "):
+            self._head = data
+            return
+        if self._head and len(data) <= _JOIN_BYTES:
+            data = self._head + data
+        elif self._head:
+            self._transport.write(self._head)
+        self._head = b"" if self._head is not None else None
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Send what is kept, and close when all is sent."""
+        if self._head:
+            self._transport.write(self._head)
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether it was closed."""
+        return self._transport.is_closing()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -63,6 +99,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
         super().on_headers_complete()
+        self.cycle.transport = cast("asyncio.Transport", _HeadWithBody(self.transport))
 
     def on_body(self, body: bytes) -> None:
         """A part of a body."""

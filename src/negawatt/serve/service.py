@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, final
 from negawatt.core.codec import to_json
 from negawatt.core.serving import Outcome, Served, ServingOptions
 from negawatt.serve.app import Gateway, Own
-from negawatt.serve.chain import Chain
+from negawatt.serve.book import Book
+from negawatt.serve.chain import Chain, Hands
 from negawatt.serve.feed import Feed
 from negawatt.serve.limits import Limits
+from negawatt.serve.metrics import Metrics
 from negawatt.serve.server import STOP_S, serve, uvicorn_of
 from negawatt.serve.times import Times
 
 if TYPE_CHECKING:
     from negawatt.core.placement import Site
+    from negawatt.core.run import Run
     from negawatt.metering.run import LiveRun
+    from negawatt.serve.telemetry import Telemetry
 
 Say = Callable[[str], None]
 """Tells people a line."""
@@ -34,17 +38,14 @@ class How:
         limits: how much it takes at once.
         site: whose carbon intensity prices joules in grams; None: no grams.
         otlp: URL of an OpenTelemetry collector, or "".
-        limit_power: whether the controller may turn the power limit of the devices.
-        wake, sleep: commands that wake a replica and put it to sleep, or "".
+        hands: what may be turned beside the stages.
         stop_s: how long calls may go on after the gateway was told to stop [s].
     """
 
     limits: Limits = field(default_factory=Limits)
     site: Site | None = None
     otlp: str = ""
-    limit_power: bool = False
-    wake: str = ""
-    sleep: str = ""
+    hands: Hands = field(default_factory=Hands)
     stop_s: float = STOP_S
 
 
@@ -109,16 +110,23 @@ async def run(options: ServingOptions, how: How, live: LiveRun, sock: socket.soc
         sock: that listens.
         say: told the line `listening on URL` when requests are taken, and what goes wrong.
     """
-    tally = _Tally()
-    feed = Feed(live, site=how.site, sinks=(tally,))
+    tally, book = _Tally(), Book(live.key, live.name)
+    feed = Feed(live, site=how.site, sinks=(tally, book))
+    telemetry: Telemetry | None = None
     try:
-        async with Chain(options, how.limits) as chain:
+        if how.otlp:
+            telemetry = _telemetry(how.otlp, feed)
+            feed.add_sink(telemetry)
+        async with Chain(options, how.limits, feed, live, how.hands) as chain:
+            metrics = Metrics(lambda: feed.state, chain.setting)
+            feed.add_sink(metrics)
             own: dict[str, Own] = {
+                "/metrics": _metrics(metrics),
                 "/negawatt/health": chain.health,
                 "/negawatt/settings": chain.settings,
                 "/negawatt/requests/": _requests(feed),
             }
-            gateway = Gateway(chain.first, feed, how.limits, own=own)
+            gateway = Gateway(chain.first, chain.accounts, how.limits, own=own)
 
             async def ready() -> None:
                 say(f"listening on {url_of(sock)}")
@@ -127,7 +135,7 @@ async def run(options: ServingOptions, how: How, live: LiveRun, sock: socket.soc
 
             await serve(uvicorn_of(gateway, how.limits, how.stop_s), sock, ready)
     finally:
-        ended = await asyncio.to_thread(feed.close)
+        ended = await asyncio.to_thread(_close, feed, book, telemetry)
     sums = feed.state.sums
     return Summary(
         time_s=live.time_s,
@@ -147,6 +155,30 @@ def url_of(sock: socket.socket) -> str:
     """Where a socket listens, as a URL."""
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _close(feed: Feed, book: Book, telemetry: Telemetry | None) -> Run | None:
+    """Settle everything and see it into the ledger; the run."""
+    run = feed.close()
+    book.close()
+    if telemetry is not None:
+        telemetry.close()
+    return run
+
+
+def _telemetry(url: str, feed: Feed) -> Telemetry:
+    from negawatt.serve.telemetry import Telemetry
+
+    return Telemetry(url, lambda: feed.state, began_s=feed.began_s)
+
+
+def _metrics(metrics: Metrics) -> Own:
+    async def page(_rest: str) -> tuple[int, str, bytes]:
+        """For Prometheus."""
+        body, kind = metrics.page()
+        return 200, kind, body
+
+    return page
 
 
 def _requests(feed: Feed) -> Own:

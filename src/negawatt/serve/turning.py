@@ -154,6 +154,7 @@ class Turning:
         }
 
     async def _run(self) -> None:
+        await self._limit(self.setting().limit_fraction)
         while True:
             await asyncio.sleep(self._pace.look_s)
             try:

@@ -7,9 +7,9 @@ from bisect import bisect_left, insort
 from collections import deque
 from typing import final
 
-_LEAST = 20
-"""So many examples of what followed say something about a quantile."""
-_MOST = 400
+_APART_S, _LEAST = 30.0, 10
+"""Examples so far apart count as different ones; so many different ones are believed."""
+_MOST = 1500
 """Examples of each kind that are kept; the oldest are dropped first."""
 
 
@@ -19,26 +19,30 @@ def kind(rate_per_s: float) -> int:
 
 
 class _Examples:
-    """The latest examples of a number, in order of size."""
+    """The latest examples of a rise, in order of size, each with how many requests it was about."""
 
-    __slots__ = ("_order", "_sorted")
+    __slots__ = ("_order", "_sorted", "different", "last_s")
 
     def __init__(self) -> None:
-        self._order: deque[float] = deque()
-        self._sorted: list[float] = []
+        self.different = 0
+        self.last_s = -math.inf
+        self._order: deque[tuple[float, float]] = deque()
+        self._sorted: list[tuple[float, float]] = []
 
-    def __len__(self) -> int:
-        return len(self._sorted)
-
-    def add(self, value: float) -> None:
-        self._order.append(value)
-        insort(self._sorted, value)
+    def add(self, rise: float, requests: float) -> None:
+        self._order.append((rise, requests))
+        insort(self._sorted, (rise, requests))
         if len(self._order) > _MOST:
             del self._sorted[bisect_left(self._sorted, self._order.popleft())]
 
     def quantile(self, fraction: float) -> float:
-        """The smallest example that is not below this part of them; an upper one where there are few."""
-        return self._sorted[min(len(self._sorted) - 1, math.ceil(fraction * len(self._sorted)))]
+        """The least rise that is enough for this part of the requests."""
+        over = (1.0 - fraction) * sum(requests for _, requests in self._sorted)
+        for rise, requests in reversed(self._sorted):
+            over -= requests
+            if over < 0:
+                return rise
+        return self._sorted[-1][0]
 
 
 @final
@@ -50,17 +54,21 @@ class Foresight:
 
     Args:
         horizon_s: how far it looks [s].
+        slow: whether a mistake cannot be mended at once; then it expects more than it has seen, and anything at first.
     """
 
-    def __init__(self, horizon_s: float) -> None:
-        self.horizon_s = horizon_s
+    def __init__(self, horizon_s: float, *, slow: bool) -> None:
+        self.horizon_s, self._slow = horizon_s, slow
+        self._fed_s = 0.0
         self._waiting: deque[tuple[float, float]] = deque()  # times and rates whose future is not over
         self._highest: deque[tuple[float, float]] = deque()  # of the time after them: falling rates
         self._followed: dict[int, _Examples] = {}
-        self._all = _Examples()
+        self._most_per_s = 0.0
+        self._kind: int | None = None  # of the latest example
 
     def add(self, time_s: float, rate_per_s: float) -> None:
         """Take in the rate at a time; times rise."""
+        self._most_per_s, self._fed_s = max(self._most_per_s, rate_per_s), time_s
         while self._highest and self._highest[-1][1] <= rate_per_s:
             self._highest.pop()
         self._highest.append((time_s, rate_per_s))
@@ -68,19 +76,29 @@ class Foresight:
             then_s, then = self._waiting.popleft()
             while self._highest[0][0] <= then_s:
                 self._highest.popleft()
-            rise = math.sqrt(self._highest[0][1]) - math.sqrt(then)
-            self._followed.setdefault(kind(then), _Examples()).add(rise)
-            self._all.add(rise)
+            highest = self._highest[0][1]
+            examples = self._followed.setdefault(kind(then), _Examples())
+            examples.add(math.sqrt(highest) - math.sqrt(then), highest)
+            lull = kind(then) == self._kind == kind(0.0)  # which is one example, however long it lasts
+            if not lull and then_s >= examples.last_s + max(_APART_S, self.horizon_s):
+                examples.different, examples.last_s = examples.different + 1, then_s
+            self._kind = kind(then)
         self._waiting.append((time_s, rate_per_s))
 
     def upper(self, rate_per_s: float, fraction: float) -> float:
-        """The rate that is not exceeded within the horizon in this part of the cases that were like now [1/s]."""
+        """The rate that is enough, within the horizon, for this part of the requests that followed the like of now [1/s].
+
+        Requests, not seconds, are counted: of a service that mostly sleeps, most requests come in what wakes it.
+        """
         like = self._followed.get(kind(rate_per_s))
-        if like is None or len(like) < _LEAST:
-            like = self._all
-        unknown = 0.12 * math.sqrt(rate_per_s) + 0.25  # a quarter more, and what a few more arrivals make
-        rise = like.quantile(fraction) if len(like) >= _LEAST else unknown
-        return (math.sqrt(rate_per_s) + max(0.0, rise)) ** 2
+        rise = max(0.0, like.quantile(fraction)) if like else 0.12 * math.sqrt(rate_per_s) + 0.25
+        likely = (math.sqrt(rate_per_s) + rise) ** 2
+        different = like.different if like else 0
+        if different >= _LEAST or not self._slow:
+            return likely
+        if self._fed_s < max(2.0 * _APART_S, 2.0 * self.horizon_s):
+            return math.inf
+        return max(likely, self._most_per_s * (1.0 + 2.0 / (different + 1.0)))  # records are still to come
 
 
 @final

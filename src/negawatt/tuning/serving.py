@@ -67,6 +67,9 @@ _WAIT = 0.25
 """Part of the time to wake replicas for which fewer of them must have been right."""
 _AHEAD_S = 3.0
 """Something that takes no time to come up must be enough for so long: until windows show that it is not."""
+_CUT, _RAISE = 0.05, 0.001
+"""After a late window within what a level takes, and after a good one near it, told capacities are believed so much less
+or more: the operator may have thought of larger or smaller requests."""
 _BUDGET_S = 300.0
 """The late answers that the promise allows in this time may come at once."""
 
@@ -107,15 +110,16 @@ class ServingController:
         self._level = 0
         self._note = "the safe level, until there is traffic to learn from"
         self._arrivals = Arrivals(keep_s=p99_s)
-        self._soon = Foresight(_AHEAD_S)
+        self._soon = Foresight(_AHEAD_S, slow=False)
         ups_s = sorted({level.up_s for level in levels if level.up_s > _AHEAD_S})
-        self._later = Foresight(ups_s[-1]) if ups_s else None
+        self._later = Foresight(ups_s[-1], slow=True) if ups_s else None
         self._rights: deque[tuple[float, int]] = deque()  # times, and the level that would have been right
         self._since_s = 0.0  # when the level was chosen
         self._came_safer = True  # from a more frugal one
         self._settled_s = 0.0  # from then on windows speak of the level alone
         self._credit = 1.0  # late answers that the promise still allows
         self._caution_fraction = 0.05  # of cases like now in which the rate may rise beyond what is planned for
+        self._trust = 1.0  # what the capacities that were told are to be multiplied by
         self._doubt_until_s = 0.0
         self._doubt_s = _DOUBT_S
         self._unmetered_s = 0.0
@@ -182,7 +186,7 @@ class ServingController:
         """The highest rate that a level may be given; level 0 takes what there is. No level takes more than a safer one."""
         most = math.inf
         for known in self._known[1 : level + 1]:
-            takes = known.takes(self._now_s)
+            takes = known.takes(self._now_s, self._trust)
             most = min(most, takes if takes is not None else 0.0)
         return most
 
@@ -200,6 +204,12 @@ class ServingController:
         if seen.level != self._level or self._now_s - seen.time_s < self._settled_s - 1e-9:
             return
         known = self._known[seen.level]
+        takes = known.takes(self._now_s, self._trust)
+        if seen.late_fraction > _LATE:
+            if takes and rate <= takes:
+                self._trust = max(0.1, self._trust * (1.0 - _CUT))
+        elif takes and rate > 0.6 * takes and self._credit > 0 and seen.finished:
+            self._trust = min(10.0, self._trust * (1.0 + _RAISE))
         if seen.energy_j is not None and 0 < seen.energy_j < math.inf:
             known.drew(seen.arrived / seen.time_s, seen.energy_j / seen.time_s)
         if seen.finished and seen.late_fraction <= _LATE:
@@ -222,7 +232,7 @@ class ServingController:
 
     def _strike(self, rate: float) -> None:
         """The level in force broke the promise; unless more came than it was chosen for, it is to blame."""
-        takes = self._known[self._level].takes(self._now_s)
+        takes = self._known[self._level].takes(self._now_s, self._trust)
         if self._level and (takes is None or rate <= takes):
             self._known[self._level].broke(rate, self._now_s)
 
@@ -276,7 +286,7 @@ class ServingController:
         enough, most = [0], math.inf
         reach = {self._known[0].level.awake: math.inf}  # the most that is to be had without waking more
         for i, known in enumerate(self._known[1:], start=1):
-            takes = known.takes(self._now_s)
+            takes = known.takes(self._now_s, self._trust)
             if takes is None or (known.learning and takes < soon):
                 if self._may_try(i, soon, most):
                     enough.append(i)
@@ -301,16 +311,19 @@ class ServingController:
 
     def _patient(self, enough: list[int], powers: dict[int, float]) -> int:
         """The safest of the levels that were right lately; fewer replicas must have been right for longer."""
+        if len(self._rights) < _PATIENCE:
+            return self._level
         rights = list(self._rights)
-        target = min(level for _, level in rights[-_PATIENCE:]) if len(rights) >= _PATIENCE else 0
         here = self._known[self._level].level
-        if target > self._level and self._known[target].level.awake < here.awake:
-            wait_s = _WAIT * here.up_s
+        target = min(level for _, level in rights[-_PATIENCE:])
+        same = [i for i in enough if self._known[i].level.awake >= here.awake]
+        if (wait_s := _WAIT * here.up_s) > 0:
+            lately = min(level for time_s, level in rights if self._now_s - time_s <= wait_s)
             if self._now_s - self._since_s >= wait_s:
-                return min(level for time_s, level in rights if self._now_s - time_s <= wait_s or level == target)
-            same = [i for i in enough if i > self._level and self._known[i].level.awake == here.awake]
-            target = min(same, key=lambda i: (powers[i], i), default=0)
-        return target
+                target = min(target, lately)
+            else:
+                enough = same
+        return min((i for i in enough if self._level < i <= target), key=lambda i: (powers[i], i), default=self._level)
 
     def _power_w(self, level: int, rate: float) -> float:
         """Expected power; of a level that was metered for a few windows only, by its effort beside a safer one as well."""

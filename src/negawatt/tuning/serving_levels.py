@@ -55,21 +55,25 @@ class Known:
         self._sums = [0.0] * 5  # of weights, rates, rates squared, powers, rates times powers
         self.windows = 0
 
-    def takes(self, now_s: float) -> float | None:
-        """The highest rate that it may be given now [1/s]; None: nothing is known of it."""
+    def takes(self, now_s: float, trust: float) -> float | None:
+        """The highest rate that it may be given now [1/s]; None: nothing is known of it.
+
+        Args:
+            now_s: the time [s].
+            trust: what capacities that were told are to be multiplied by.
+        """
         if now_s < self._open_s:
             return 0.0
         if self.capacity_per_s is None:
             return None
-        return self.capacity_per_s * (1.1 if self.strikes else 1.0)
+        told = trust if self.level.capacity_per_s is not None else 1.0
+        return told * self.capacity_per_s * (1.1 if self.strikes and told == 1.0 else 1.0)
 
     def kept(self, rate_per_s: float, time_s: float) -> None:
         """It kept the promise with this rate for a window."""
         self.kept_per_s = max(self.kept_per_s, rate_per_s)
         if self.learning:
             self.capacity_per_s = max(self.capacity_per_s or 0.0, _STEP * rate_per_s)
-        elif self.capacity_per_s is not None:
-            self.capacity_per_s = max(self.capacity_per_s, rate_per_s)
         self._kept_s += time_s
         if self.strikes and self._kept_s >= 4.0 * _SHUT_S * 2.0**self.strikes:
             self.strikes, self._kept_s = self.strikes - 1, 0.0
@@ -77,7 +81,8 @@ class Known:
     def broke(self, rate_per_s: float, now_s: float) -> float:
         """It broke the promise with this rate: it takes less; how long it is not tried [s]."""
         less = 0.9 * rate_per_s
-        self.capacity_per_s = less if self.capacity_per_s is None else min(self.capacity_per_s, less)
+        if self.level.capacity_per_s is None:
+            self.capacity_per_s = less if self.capacity_per_s is None else min(self.capacity_per_s, less)
         self.kept_per_s = min(self.kept_per_s, less)
         shut_s = min(_MOST_SHUT_S, _SHUT_S * 2.0**self.strikes)
         self.strikes, self._kept_s, self._open_s = self.strikes + 1, 0.0, now_s + shut_s
