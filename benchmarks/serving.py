@@ -3,7 +3,8 @@
 MiniLM on ONNX Runtime answers OpenAI's embeddings API on loopback (`examples/serving`). The load is the whole hour of
 Azure's conversation trace, compressed and thinned, each request one sentence; sentences repeat by Zipf's law with
 exponent 0.8 (assumed), so the share of requests whose text came before in the run (`repeat_fraction`) bounds what a
-cache can save. It is replayed open loop, and times count from the scheduled arrival.
+cache can save; thinning lowers it from 71 % in the hour's own 19,366 requests. The load is replayed open loop, and
+times count from the scheduled arrival.
 
 - competent: clients talk to the fp32 server itself. Threads and the server's own batch are the best static ones, found
   beforehand at this load on other texts: least energy of those whose p99 keeps the service's promise (--p99), the
@@ -13,13 +14,14 @@ cache can save. It is replayed open loop, and times count from the scheduled arr
   competent default had beforehand.
 
 Both in randomised mirrored blocks of fresh runs, the load of each block another one. Each run starts everything anew:
-the cache is empty, the controller knows nothing. The host is metered, so the joules of the gateway and of the load
-generator are in both arms' (a gateway's own in one only). A saving is of joules per request, with its interval, and
-counts only at p99_ratio <= 1: p99 over all requests of an arm, ours over the competent's. cosine_min: least cosine of
-any answer through the gateway to the fp32 embedding of its text alone.
+the cache is empty, the controller knows nothing. The whole host is metered, gateway and load generator included. The
+saving is of joules per request, with its interval; `shown` takes p99_ratio <= 1 as well: p99 over all requests of our
+arm over that of the competent one. cosine_min: least cosine of any answer through the gateway to the fp32 embedding of
+its text alone. Other work on the host counts in both arms and hides the saving: run it on a quiet machine.
 
 The table also has, each against the competent default in blocks of its own: the gateway without any lever, its cache
 only, batching under the controller only; and both levers on texts of which none comes twice, where a cache is useless.
+cpu_ms_per_request there is processor time of the load generator + the server + the gateway.
 """
 
 from __future__ import annotations
@@ -168,7 +170,7 @@ class Bench:
         return {
             **row,
             "saving_high_fraction": saving.ci_high,
-            "shown": int(saving.shown),
+            "shown": int(saving.shown and ours["p99_ms"] <= base["p99_ms"]),
             "p99_ms": ours["p99_ms"],
             "competent_p99_ms": base["p99_ms"],
             "p99_ratio": ours["p99_ms"] / base["p99_ms"],

@@ -118,14 +118,17 @@ class Fleet:
 
     @cached_property
     def full_w(self) -> float:
+        """Watts of a replica at full batch."""
         return float(np.interp(self.table.full, self.table.batches, self.table.power_w))
 
     @cached_property
     def idle_w(self) -> float:
+        """Watts of one that is awake and has nothing to do."""
         return self.assumed.idle * self.full_w
 
     @cached_property
     def sleep_w(self) -> float:
+        """Watts of one that sleeps."""
         return self.assumed.sleep * self.idle_w
 
     @cached_property
@@ -143,6 +146,7 @@ class Fleet:
 
     @cached_property
     def most_w(self) -> float:
+        """Watts at the largest batch measured."""
         return float(self.table.power_w[-1])
 
     def prefilling_w(self, clock: float) -> float:
@@ -274,14 +278,14 @@ def play(fleet: Fleet, load: Load, policy: Callable[[Second | None], State], dra
         for _ in range(2):  # what ends, ends half-way as well; what is shorter than a second lasts what it lasts
             token_s, power_w = fleet.at_batch(mean / n, f)
             token_s *= slow
-            first, last = int(virtual), int(virtual + 1.0 / token_s)
-            short = outputs[first + outputs <= last]
+            first, came, last = (int(virtual + part / token_s) for part in (0.0, 0.5, 1.0))
+            short = outputs[came + outputs <= last]
             ended = int(ends[first + 1 : last + 1].sum())
             mean = max(0.0, running + 0.5 * (len(outputs) - len(short) - ended) + token_s * short.sum())
         tokens = mean / token_s
-        lasting = outputs[first + outputs > last]
+        lasting = outputs[came + outputs > last]
         finished = ended + len(outputs) - len(lasting)
-        np.add.at(ends, first + lasting, 1)
+        np.add.at(ends, came + lasting, 1)
         running, virtual = running + len(outputs) - finished, virtual + 1.0 / token_s
         replica_w = share * fleet.prefilling_w(f) + (1.0 - share) * power_w
         joules = n * replica_w + coming * fleet.idle_w + (fleet.replicas - n - coming) * fleet.sleep_w
@@ -293,28 +297,30 @@ def play(fleet: Fleet, load: Load, policy: Callable[[Second | None], State], dra
     return Played(energy_j, *columns)
 
 
-SLOT = 5
+SLOT = 2
 """Seconds of a step of the schedule in hindsight."""
 
 
-def least_j(fleet: Fleet, load: Load, token_s: float) -> float:
-    """A lower bound of the energy of any schedule with at most 1 % of the tokens slower than `token_s` [J].
-
-    The load is known beforehand; each request may be spread over as long as the promise allows. In each slot of five
-    seconds replicas are in balance with it; a change costs only the energy of waking, and its time is foreseen. The
-    late 1 % are priced (Lagrange), and the highest dual value is returned, so that it is a bound, not a schedule.
-    """
+def spread(load: Load, token_s: float) -> np.ndarray:
+    """Tokens per second if each request took as long as the promise allows."""
     seconds = len(load.prompts)
     changes = np.zeros(seconds + 1)
     for now, outputs in enumerate(load.outputs):
         changes[now] += len(outputs)
         np.add.at(changes, np.minimum(now + (outputs * token_s).astype(int) + 1, seconds), -1.0)
     made = np.cumsum(changes)[:seconds] / token_s
-    # Spreading over whole seconds makes a little more; the tokens are those of the trace.
-    total = sum(int(o.sum()) for o in load.outputs)
-    made *= min(1.0, total / made.sum())
+    return made * min(1.0, sum(int(o.sum()) for o in load.outputs) / made.sum())
+
+
+def least_j(fleet: Fleet, load: Load, made: np.ndarray, token_s: float) -> float:
+    """The least energy of a schedule that knows what comes, with at most 1 % of the tokens slower than `token_s` [J].
+
+    Tokens are made when `made` says. In each slot the replicas are in balance with them; a change costs only the energy
+    of waking, and its time is foreseen. The late 1 %, or what is late in balance when all are awake, are priced
+    (Lagrange), and the highest dual value is returned: no schedule of such slots takes less.
+    """
+    slots = len(load.prompts) // SLOT
     reading = np.array([p.sum() for p in load.prompts]) * fleet.prefill_s
-    slots = seconds // SLOT
     made, reading = (x[: slots * SLOT].reshape(slots, SLOT).mean(axis=1) for x in (made, reading))
     counts = np.arange(1, fleet.replicas + 1)
     late_of = np.vectorize(above)
@@ -326,8 +332,8 @@ def least_j(fleet: Fleet, load: Load, token_s: float) -> float:
     energy, late = np.array(energies), np.array(lates)
     wake_j = np.maximum(0, counts[None, :] - counts[:, None]) * fleet.assumed.wake_s * fleet.idle_w
     allowed = max(LATE * made.sum() * SLOT, late[0, :, -1].sum())
-    best, low, high = 0.0, 1e-4, 1e3
-    for _ in range(24):
+    best, low, high = 0.0, 1e-3, 1e3
+    for _ in range(16):
         price = sqrt(low * high)
         cost, used = _schedule(energy, late, price, wake_j)
         best = max(best, cost - price * allowed)

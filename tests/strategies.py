@@ -21,7 +21,7 @@ from negawatt.core.trial import Role, Trial, TrialError
 from negawatt.core.workload import Knob, Phase, Split
 
 SCOPES = ("cpu:0/package", "cpu:0/dram", "gpu:GPU-1", "host/fans")
-NOT_VALUES = {"Workload", "Found"}  # they hold the user's object, and plug-ins
+NOT_VALUES = {"Workload", "Found", "Call"}  # they hold the user's object, plug-ins, and bytes
 
 
 def core_values() -> list[type]:

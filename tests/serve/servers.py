@@ -7,12 +7,15 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
+from negawatt.core.reading import Source
+from negawatt.core.serving import Cost
 from negawatt.serve.exchange import Answer, Exchange
 from negawatt.serve.upstream import UnreachableError
 
+URLS = tuple(f"http://{name}" for name in "abcdef")
 _NUMBERS = itertools.count()
 
 
@@ -73,6 +76,34 @@ async def until(condition: Callable[[], bool], within_s: float = 5.0) -> float:
         assert time.monotonic() - begin_s < within_s, f"not within {within_s} s"
         await asyncio.sleep(0.005)
     return time.monotonic() - begin_s
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    """Run a test on an event loop, which must end without any task left."""
+
+    async def alone() -> None:
+        await test()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, f"tasks that were left: {left}"
+
+    asyncio.run(alone())
+
+
+class Payer:
+    """Accounts that write down who was begun and ended."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.ended: list[tuple[str, int]] = []
+
+    def begin(self, exchange: Exchange) -> None:
+        self.begun.append(exchange.id)
+
+    def so_far(self, exchange: Exchange) -> Cost:
+        return Cost(energy_j=1.0, energy_sd_j=0.1, source=Source.COUNTER)
+
+    def end(self, exchange: Exchange, status: int) -> None:
+        self.ended.append((exchange.id, status))
 
 
 _SERVER = """

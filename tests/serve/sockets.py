@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -60,7 +61,7 @@ def length_of(head):
 
 
 @contextlib.asynccontextmanager
-async def origin(script: Script) -> AsyncIterator[str]:
+async def origin(script: Script, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """A server on a free port, as its URL; its connections end with it."""
     tasks = set()
 
@@ -76,7 +77,7 @@ async def origin(script: Script) -> AsyncIterator[str]:
         finally:
             writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +14,9 @@ from negawatt.core.serving import ServingSetting
 from negawatt.serve import pool as pool_module
 from negawatt.serve.exchange import Answer, UpstreamError
 from negawatt.serve.pool import Pool
-from negawatt.serve.replicas import Commands, Pausing, Server, SleepError, State, VllmSleep
-from negawatt.serve.upstream import UnreachableError, Upstream
-from serve.servers import Worker, request, server_process, until
+from negawatt.serve.replicas import Server, SleepError, State
+from negawatt.serve.upstream import UnreachableError
+from serve.servers import Worker, request, run, until
 
 
 class Bench:
@@ -60,17 +58,6 @@ class Diary:
         if self.fails:
             self.fails -= 1
             raise SleepError(f"replica {index} sleeps on", "it does not serve", "shake it")
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    """Run a test on an event loop, which must end without any task left."""
-
-    async def alone() -> None:
-        await test()
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not left, f"tasks that were left: {left}"
-
-    asyncio.run(alone())
 
 
 @pytest.fixture(autouse=True)
@@ -374,105 +361,6 @@ def test_without_a_sleeper_replicas_only_rest() -> None:
         await until(lambda: bench.states[1] is State.AWAKE)
         assert sorted(await asyncio.gather(*(bench.ask() for _ in range(2)))) == ["a", "b"]
         await bench.pool.close()
-
-    run(test)
-
-
-# ------------------------------------------------------------------------------------------------- real ways to sleep
-
-
-def stopped(pid: int) -> bool:
-    """Whether the kernel has stopped a process."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the kernel's process states")
-@pytest.mark.parametrize("way", ["commands", "pausing"])
-def test_real_processes_are_stopped_and_woken(way: str, tmp_path: Path) -> None:
-    """The second of two small servers sleeps while it is not wanted, serves again after it, and is left awake."""
-
-    async def test() -> None:
-        with server_process() as (first, first_url), server_process() as (second, second_url):
-            for index, process in enumerate((first, second)):
-                (tmp_path / str(index)).write_text(str(process.pid))
-            kill = f"""sh -c 'kill -%s $(cat "{tmp_path}/$1")' sh {{index}} {{url}}"""
-            sleeper = Commands(sleep=kill % "STOP", wake=kill % "CONT")
-            upstreams = [Upstream(first_url), Upstream(second_url)]
-            setting = ServingSetting(replicas=1)
-            pool = Pool(
-                upstreams,
-                lambda: setting,
-                sleeper=sleeper if way == "commands" else Pausing([first.pid, second.pid]),
-            )
-            pool.start()
-            await until(lambda: stopped(second.pid))
-            assert not stopped(first.pid)
-            assert (await pool(request())).body == b"fine"
-            setting = ServingSetting(replicas=2)
-            await until(lambda: pool.stats.replicas[1].state is State.AWAKE)
-            assert not stopped(second.pid)
-            for told in await asyncio.gather(*(pool(request()) for _ in range(6))):
-                assert told.body == b"fine"
-            setting = ServingSetting(replicas=1)
-            await until(lambda: stopped(second.pid))
-            await pool.close()
-            assert not stopped(second.pid)
-            for upstream in upstreams:
-                await upstream.close()
-
-    run(test)
-
-
-def test_a_command_that_fails_says_how() -> None:
-    """Its exit code, or that there is none such."""
-
-    async def test() -> None:
-        with pytest.raises(SleepError, match="false: it ended with 1"):
-            await Commands(sleep="false", wake="true").sleep(Worker(), 0)
-        with pytest.raises(SleepError, match="no-such-thing 3: No such file"):
-            await Commands(sleep="true", wake="no-such-thing {index}").wake(Worker(), 3)
-
-    run(test)
-
-
-def test_a_command_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all that it has started."""
-    monkeypatch.setattr("negawatt.serve.replicas.HOOK_S", 0.1)
-
-    async def test() -> None:
-        begin_s = time.monotonic()
-        with pytest.raises(SleepError, match="did not end within"):
-            await Commands(sleep="sh -c 'sleep 60; true'", wake="true").sleep(Worker(), 0)
-        assert time.monotonic() - begin_s < 2.0
-
-    run(test)
-
-
-@pytest.mark.parametrize(("wake", "sleep"), [("", "true"), ("true", ""), ("true", "echo 'open")])
-def test_commands_come_in_pairs_that_can_be_taken_apart(wake: str, sleep: str) -> None:
-    """Half of a pair would put replicas to sleep for good."""
-    with pytest.raises(UsageError, match=r"--(wake|sleep)"):
-        Commands(wake=wake, sleep=sleep)
-
-
-def test_vllm_is_asked_by_its_own_api() -> None:
-    """POST /sleep?level=1 and /wake_up; a server without them is told apart."""
-
-    async def test() -> None:
-        seen: list[tuple[str, bytes]] = []
-
-        class Vllm(Worker):
-            async def __call__(self, exchange: object) -> Answer:
-                seen.append((exchange.method, exchange.target))
-                return Answer(status=self.health, headers=(), body=b"")
-
-        server = Vllm()
-        await VllmSleep().sleep(server, 0)
-        await VllmSleep().wake(server, 0)
-        assert seen == [("POST", b"/sleep?level=1"), ("POST", b"/wake_up")]
-        server.health = 404
-        with pytest.raises(SleepError, match="gave 404"):
-            await VllmSleep().sleep(server, 0)
 
     run(test)
 

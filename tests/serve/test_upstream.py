@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 
 import pytest
@@ -371,6 +374,51 @@ def test_credentials_pass_and_are_logged_nowhere(caplog):
     assert [status for _, status in accounts.ended] == [200, 502]
     assert "s3cret" not in caplog.text
     assert all("s3cret" not in exchange_.path + exchange_.model for exchange_, _ in accounts.ended)
+
+
+def test_tls_is_verified(tmp_path):
+    """Over https the server's certificate has to be one that this host trusts; then all is as without."""
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+    ]
+    made += [
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        str(key),
+        "-out",
+        str(cert),
+    ]
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    subprocess.run(made, check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+
+    async def main(trust):
+        async with origin(says(answer(b"[1]")), context) as url:
+            upstream = Upstream(url.replace("http://127.0.0.1", "https://localhost"))
+            if trust:
+                upstream._context = ssl.create_default_context(cafile=cert)
+            got = [(await upstream(exchange())).body for _ in range(2)]
+            await upstream.close()
+            return got
+
+    assert asyncio.run(main(trust=True)) == [b"[1]", b"[1]"]
+    with pytest.raises(UnreachableError, match=r"(?i)certificate"):
+        asyncio.run(main(trust=False))
 
 
 @pytest.mark.parametrize(

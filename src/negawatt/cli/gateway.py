@@ -73,6 +73,7 @@ def _size(text: str, option: str) -> int:
     help="Also answer texts alike by so much (cosine) from the cache.",
 )
 @click.option("--semantic-url", metavar="URL", help="The embeddings endpoint that judges this.")
+@click.option("--semantic-model", metavar="M", help="Name to ask it for; default: none.")
 @click.option("--cascade", metavar="URL", help="Ask this server's small model first.")
 @click.option("--cascade-model", metavar="M", help="Name to ask it for; default: as the client asked.")
 @click.option("--confidence", type=click.FloatRange(0, 1), metavar="F", help="Least confidence that counts.")
@@ -96,7 +97,10 @@ def _size(text: str, option: str) -> int:
 @click.option(
     "--wake", metavar="CMD", default="", help="Command that wakes a replica; {url} and {index} are filled in."
 )
-@click.option("--sleep", metavar="CMD", default="", help="Command that puts a replica to sleep.")
+@click.option(
+    "--sleep", metavar="CMD", default="", help="Command that puts a replica to sleep. 'vllm' for both: its own."
+)
+@click.option("--wake-time", metavar="TIME", default="0s", show_default=True, help="How long a replica takes to wake.")
 def command(
     *,
     listen: str,
@@ -194,7 +198,8 @@ def _how(given: dict[str, Any]) -> How:
     if not answer_s:
         raise UsageError("--timeout 0", "no answer comes at once", "write e.g. --timeout 10m")
     limits = Limits(body_bytes=body, held_bytes=max(256 << 20, body), answer_s=answer_s)
-    hands = Hands(limit_power=given["limit_power"], wake=given["wake"], sleep=given["sleep"])
+    wake_s = _time_s(given["wake_time"], "--wake-time")
+    hands = Hands(limit_power=given["limit_power"], wake=given["wake"], sleep=given["sleep"], wake_s=wake_s)
     return How(limits=limits, site=chosen({}), otlp=given["otlp"], hands=hands)
 
 
@@ -215,10 +220,7 @@ def serving_options(given: dict[str, Any]) -> ServingOptions:
         changed["p99_s"] = _time_s(given["p99"], "--p99")
     if given["cache"] is not None:
         changed["cache_bytes"] = _size(given["cache"], "--cache")
-    if given["semantic"] is not None:
-        changed["semantic"] = given["semantic"]
-    if given["semantic_url"] is not None:
-        changed["semantic_url"] = given["semantic_url"]
+    changed |= {name: given[name] for name in ("semantic", "semantic_url", "semantic_model") if given[name] is not None}
     return replace(options, **changed, control=given["control"] or options.control)
 
 

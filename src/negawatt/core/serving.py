@@ -93,6 +93,7 @@ class ServingOptions:
         cache_bytes: memory of the response cache; 0: no cache.
         semantic: least cosine of the embeddings of two texts that get the same answer; None: only the same text does.
         semantic_url: of the embeddings endpoint that judges this ("http://127.0.0.1:8002/v1/embeddings").
+        semantic_model: name to ask it for; "": none is sent.
         cascade: a small model that is asked first; None: none.
     """
 
@@ -103,6 +104,7 @@ class ServingOptions:
     cache_bytes: int = 0
     semantic: float | None = None  # cosine
     semantic_url: str = ""
+    semantic_model: str = ""
     cascade: Cascade | None = None
 
 

@@ -17,7 +17,7 @@ from negawatt.core.serving import ServingOptions, ServingSetting
 from negawatt.serve.exchange import Accounts, Stage
 from negawatt.serve.limits import Limits
 from negawatt.serve.pool import Pool
-from negawatt.serve.replicas import Commands
+from negawatt.serve.replicas import sleeper_of
 from negawatt.serve.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -33,12 +33,14 @@ class Hands:
 
     Attributes:
         limit_power: whether the controller may turn the power limit of the devices.
-        wake, sleep: commands that wake a replica and put it to sleep, or "".
+        wake, sleep: commands that wake a replica and put it to sleep, "vllm" for both, or "".
+        wake_s: how long a replica takes to wake [s].
     """
 
     limit_power: bool = False
     wake: str = ""
     sleep: str = ""
+    wake_s: float = 0.0
 
 
 @final
@@ -93,7 +95,7 @@ class Chain:
 
     async def _turn(self) -> None:
         """Let the controller turn the setting."""
-        from negawatt.serve.turning import Turning
+        from negawatt.serve.turning import Pace, Turning
 
         power = await self._power()
         try:
@@ -103,6 +105,7 @@ class Chain:
                 joules=lambda: self._live.host_energy_j,
                 power=power,
                 notes=tuple(self._notes),
+                pace=Pace(up_s=self._hands.wake_s),
             )
         except BaseException:
             if power is not None:
@@ -142,7 +145,7 @@ class Chain:
 
             for slow in ("aiohttp", "numpy"):  # now, not while the first request waits
                 import_module(slow)
-            embed = HttpEmbed(options.semantic_url)
+            embed = HttpEmbed(options.semantic_url, model=options.semantic_model)
             self._stack.push_async_callback(embed.close)
             self._add("semantic", Semantic(self.first, embed, options.semantic, options.cache_bytes))
         if options.cache_bytes:
@@ -159,8 +162,7 @@ class Chain:
         plain = not (options.control or options.setting.concurrency or hands.wake or hands.sleep)
         if len(self._upstreams) == 1 and plain:
             return self._upstreams[0]
-        sleeper = Commands(wake=hands.wake, sleep=hands.sleep) if hands.wake or hands.sleep else None
-        pool = Pool(self._upstreams, self.setting, sleeper=sleeper)
+        pool = Pool(self._upstreams, self.setting, sleeper=sleeper_of(wake=hands.wake, sleep=hands.sleep))
         self._stack.push_async_callback(pool.close)
         pool.start()
         self._stages["pool"] = pool

@@ -265,3 +265,12 @@ class Pausing:
             os.killpg(self._groups[index], number)
         except OSError as error:
             raise _failed(f"{number.name} to replica {index}, {server.url}", error.strerror or "failed") from error
+
+
+def sleeper_of(*, wake: str, sleep: str) -> Sleeper | None:
+    """What --wake and --sleep ask for: "vllm" for both, a command for each, or nothing. Raises UsageError on a half."""
+    if not wake and not sleep:
+        return None
+    if wake == sleep == "vllm":
+        return VllmSleep()
+    return Commands(wake=wake, sleep=sleep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 from collections.abc import Callable, Sequence
@@ -133,6 +134,8 @@ async def run(options: ServingOptions, how: How, live: LiveRun, sock: socket.soc
                 for fault in await chain.faults():
                     say(fault)
 
+            gc.collect()
+            gc.freeze()  # modules stay: looking through them again would hold requests up for milliseconds
             await serve(uvicorn_of(gateway, how.limits, how.stop_s), sock, ready)
     finally:
         ended = await asyncio.to_thread(_close, feed, book, telemetry)

@@ -112,7 +112,8 @@ class Turning:
         self._unsettled: deque[Window] = deque()
         self._looks: deque[tuple[float, float]] = deque()  # when, and the meter's joules
         self._arrivals: deque[tuple[float, int]] = deque([(self._begun_s, 0)], maxlen=3)
-        self._moved_s = self._begun_s
+        self._reading: asyncio.Task[float] | None = None  # of the meter, in a thread of its own
+        self._asked_s = self._moved_s = self._begun_s
         self._fraction, self._set_s = 1.0, self._begun_s
         self._history: deque[Change] = deque(maxlen=_HISTORY)
         self._notes: deque[str] = deque(notes, maxlen=_REASONS)
@@ -129,10 +130,11 @@ class Turning:
 
     async def close(self) -> None:
         """Go back to the safe setting, and put the devices back as found. Idempotent."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        tasks = [task for task in (self._task, self._reading) if task is not None]
+        self._task = self._reading = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._level = 0
         await self._put_back()
 
@@ -182,17 +184,19 @@ class Turning:
         await self._renew()
 
     async def _read(self) -> None:
-        begin_s = self._clock()
-        energy_j = await asyncio.to_thread(self._joules)
-        at_s = 0.5 * (begin_s + self._clock())
+        if self._reading is None:
+            self._reading, self._asked_s = asyncio.create_task(asyncio.to_thread(self._joules)), self._clock()
+        await asyncio.wait((self._reading,), timeout=self._pace.look_s)
+        if not self._reading.done():
+            if self._clock() - self._asked_s > _STILL_S:
+                raise _no_meter(f"it has given no answer for more than {_STILL_S:g} s")
+            return
+        reading, self._reading = self._reading, None
+        energy_j, at_s = reading.result(), 0.5 * (self._asked_s + self._clock())
         if not self._looks or energy_j != self._looks[-1][1]:
             self._moved_s = at_s
         elif at_s - self._moved_s > _STILL_S:
-            raise SensorError(
-                f"it has stood at {energy_j:g} J for more than {_STILL_S:g} s",
-                "what a setting draws cannot be told",
-                "`negawatt doctor` shows the sensors",
-            )
+            raise _no_meter(f"it has stood at {energy_j:g} J for more than {_STILL_S:g} s")
         self._looks.append((at_s, energy_j))
         oldest_s = at_s - 4.0 * self._window_s - self._pace.settle_s
         while len(self._looks) > 2 and self._looks[1][0] < oldest_s:
@@ -288,6 +292,10 @@ class Turning:
         self._rungs = rungs(self._options, lowest_fraction=lowest, up_s=self._pace.up_s)
         self._level = 0
         return ServingController([rung.level for rung in self._rungs], p99_s=self.promise_s)
+
+
+def _no_meter(got: str) -> SensorError:
+    return SensorError(got, "what a setting draws cannot be told", "`negawatt doctor` shows the sensors")
 
 
 def _reason(error: Exception) -> str:

@@ -60,6 +60,7 @@ class Upstream:
         self._limits = limits or Limits()
         self._host, self._port, self._tls, self._authority, self._base = _parse(url)
         self._free: deque[Connection] = deque()
+        self._context: ssl.SSLContext | None = None  # it takes milliseconds to make
         self._closed = False
 
     async def __call__(self, exchange: Exchange) -> Answer:
@@ -114,11 +115,12 @@ class Upstream:
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
-        context = ssl.create_default_context() if self._tls else None
+        if self._tls and self._context is None:
+            self._context = ssl.create_default_context()
         try:
             async with asyncio.timeout(self._limits.connect_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self._limits, self._done), self._host, self._port, ssl=context
+                    lambda: Connection(self._limits, self._done), self._host, self._port, ssl=self._context
                 )
         except TimeoutError as error:
             raise self._unreachable(504, f"no connection within {self._limits.connect_s:g} s") from error

@@ -19,7 +19,7 @@ def kind(rate_per_s: float) -> int:
 
 
 class _Examples:
-    """The latest examples of a rise, in order of size, each with how many requests it was about."""
+    """The latest examples of a rise, in order of size, each with its weight."""
 
     __slots__ = ("_order", "_sorted", "different", "last_s")
 
@@ -29,17 +29,17 @@ class _Examples:
         self._order: deque[tuple[float, float]] = deque()
         self._sorted: list[tuple[float, float]] = []
 
-    def add(self, rise: float, requests: float) -> None:
-        self._order.append((rise, requests))
-        insort(self._sorted, (rise, requests))
+    def add(self, rise: float, weight: float) -> None:
+        self._order.append((rise, weight))
+        insort(self._sorted, (rise, weight))
         if len(self._order) > _MOST:
             del self._sorted[bisect_left(self._sorted, self._order.popleft())]
 
     def quantile(self, fraction: float) -> float:
-        """The least rise that is enough for this part of the requests."""
-        over = (1.0 - fraction) * sum(requests for _, requests in self._sorted)
-        for rise, requests in reversed(self._sorted):
-            over -= requests
+        """The least rise that is enough for this part of the weights."""
+        over = (1.0 - fraction) * sum(weight for _, weight in self._sorted)
+        for rise, weight in reversed(self._sorted):
+            over -= weight
             if over < 0:
                 return rise
         return self._sorted[-1][0]
@@ -78,7 +78,7 @@ class Foresight:
                 self._highest.popleft()
             highest = self._highest[0][1]
             examples = self._followed.setdefault(kind(then), _Examples())
-            examples.add(math.sqrt(highest) - math.sqrt(then), highest)
+            examples.add(math.sqrt(highest) - math.sqrt(then), highest if self._slow else 1.0)
             lull = kind(then) == self._kind == kind(0.0)  # which is one example, however long it lasts
             if not lull and then_s >= examples.last_s + max(_APART_S, self.horizon_s):
                 examples.different, examples.last_s = examples.different + 1, then_s
@@ -86,9 +86,10 @@ class Foresight:
         self._waiting.append((time_s, rate_per_s))
 
     def upper(self, rate_per_s: float, fraction: float) -> float:
-        """The rate that is enough, within the horizon, for this part of the requests that followed the like of now [1/s].
+        """The rate that is enough, within the horizon, for this part of what followed the like of now [1/s].
 
-        Requests, not seconds, are counted: of a service that mostly sleeps, most requests come in what wakes it.
+        Where a mistake cannot be mended at once, requests are counted and not moments: of a service that mostly sleeps,
+        most requests come in what wakes it.
         """
         like = self._followed.get(kind(rate_per_s))
         rise = max(0.0, like.quantile(fraction)) if like else 0.12 * math.sqrt(rate_per_s) + 0.25

@@ -1,7 +1,7 @@
 """Serving: which setting of a service holds its latency promise at least energy, learnt from its own traffic.
 
-Pure ask and tell: whoever runs the service sets the level that is to be in force, watches it for a window of about a
-second, and tells what came of it. Level 0 is the safe one: the setting that the operator would run without a controller.
+Pure ask and tell: whoever runs the service sets the level that is to be in force, watches it for a window of about
+a second, and tells what came of it. Level 0 is the safe one: what the operator would run without a controller.
 """
 
 from __future__ import annotations
@@ -67,9 +67,11 @@ _WAIT = 0.25
 """Part of the time to wake replicas for which fewer of them must have been right."""
 _AHEAD_S = 3.0
 """Something that takes no time to come up must be enough for so long: until windows show that it is not."""
+_DRAIN_S = 5.0
+"""A safer level has at most so long to work off what a more frugal one left waiting; less under a short promise."""
 _CUT, _RAISE = 0.05, 0.001
-"""After a late window within what a level takes, and after a good one near it, told capacities are believed so much less
-or more: the operator may have thought of larger or smaller requests."""
+"""After a late window within what a level takes, and after a good one near it, told capacities are believed so
+much less or more: the operator may have thought of larger or smaller requests."""
 _BUDGET_S = 300.0
 """The late answers that the promise allows in this time may come at once."""
 
@@ -87,8 +89,11 @@ class ServingController:
     level is the same or a safer one; late answers in excess of what the promise allows (1 % of all, of which those of
     five minutes may come at once) are answered with a safer level, and the level that gave them with a lower capacity
     and a pause that doubles each time; a doubt is answered with level 0. What it cannot promise: that no answer is late
-    in the windows in which it learns that a level takes less than it was told, nor in a step of the load that is steeper
-    than any it has seen, until the level that it chooses for it is in force.
+    in the windows in which it learns that a level takes less than it was told, nor in a step of the load that is
+    steeper than any it has seen, until the level that it chooses for it is in force.
+
+    Replicas that take more than 3 s to wake are put to sleep only if the rest is enough for what came in that time
+    after the like of now, and, until ten such cases were seen, for more than the most that was ever seen.
 
     Args:
         levels: the first is the safe one.
@@ -146,7 +151,7 @@ class ServingController:
             if foresight is not None:
                 foresight.add(self._now_s, rate)
         self._learn(seen, rate)
-        if (reason := self._reason(seen, rate)) is not None:
+        if (reason := self._reason(seen)) is not None:
             return self.doubt(reason)
         if self._now_s < self._doubt_until_s:
             return self._level
@@ -183,7 +188,7 @@ class ServingController:
         return self._arrivals.time_s
 
     def _takes(self, level: int) -> float:
-        """The highest rate that a level may be given; level 0 takes what there is. No level takes more than a safer one."""
+        """The highest rate that a level may be given: for level 0 any, for others at most what safer ones take."""
         most = math.inf
         for known in self._known[1 : level + 1]:
             takes = known.takes(self._now_s, self._trust)
@@ -200,7 +205,7 @@ class ServingController:
         if seen.late_fraction > _LATE:
             self._caution_fraction = max(0.002, 0.7 * self._caution_fraction)
         elif seen.finished:
-            self._caution_fraction = min(0.3, self._caution_fraction * (1.0 + 0.02 * max(0.0, self._credit / allowed)))
+            self._caution_fraction = min(0.1, self._caution_fraction * (1.0 + 0.02 * max(0.0, self._credit / allowed)))
         if seen.level != self._level or self._now_s - seen.time_s < self._settled_s - 1e-9:
             return
         known = self._known[seen.level]
@@ -216,7 +221,7 @@ class ServingController:
             for safer in self._known[: seen.level + 1]:  # what a level keeps, safer ones would have kept
                 safer.kept(rate, seen.time_s if safer is known else 0.0)
 
-    def _reason(self, seen: Seen, rate: float) -> str | None:
+    def _reason(self, seen: Seen) -> str | None:
         """What is wrong with the service, if anything is."""
         if seen.failed > _LATE * seen.finished:
             return f"{seen.failed} of {seen.finished} requests failed"
@@ -326,7 +331,7 @@ class ServingController:
         return min((i for i in enough if self._level < i <= target), key=lambda i: (powers[i], i), default=self._level)
 
     def _power_w(self, level: int, rate: float) -> float:
-        """Expected power; of a level that was metered for a few windows only, by its effort beside a safer one as well."""
+        """Expected power; of a level that was metered for few windows, by its effort beside a safer one as well."""
         known = self._known[level]
         share = known.metered_fraction
         base = next((i for i in range(level - 1, -1, -1) if self._known[i].metered_fraction > 0), None)
@@ -346,5 +351,5 @@ class ServingController:
         up_s = new.up_s if new.awake > old.awake else 0.0
         self._came_safer = level < self._level
         self._level, self._since_s = level, self._now_s
-        self._settled_s = self._now_s + up_s + (self._p99_s if self._came_safer else 0.0)
+        self._settled_s = self._now_s + up_s + (min(self._p99_s + 2.0, _DRAIN_S) if self._came_safer else 0.0)
         self._rights.clear()

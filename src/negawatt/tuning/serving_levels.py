@@ -51,6 +51,7 @@ class Known:
         self.kept_per_s = 0.0  # the highest rate that it kept the promise with
         self.strikes = 0
         self._open_s = 0.0  # from then on it may be tried
+        self._shut_s = _SHUT_S  # how long it was not, the last time
         self._kept_s = 0.0  # how long it has kept the promise since it was struck
         self._sums = [0.0] * 5  # of weights, rates, rates squared, powers, rates times powers
         self.windows = 0
@@ -66,8 +67,10 @@ class Known:
             return 0.0
         if self.capacity_per_s is None:
             return None
-        told = trust if self.level.capacity_per_s is not None else 1.0
-        return told * self.capacity_per_s * (1.1 if self.strikes and told == 1.0 else 1.0)
+        if self.level.capacity_per_s is not None:
+            return trust * self.capacity_per_s
+        again = min(2.0, 1.1 + 0.5 * (now_s - self._open_s) / self._shut_s) if self.strikes else 1.0
+        return self.capacity_per_s * again  # the longer ago it broke the promise, the more it is tried with
 
     def kept(self, rate_per_s: float, time_s: float) -> None:
         """It kept the promise with this rate for a window."""
@@ -78,15 +81,14 @@ class Known:
         if self.strikes and self._kept_s >= 4.0 * _SHUT_S * 2.0**self.strikes:
             self.strikes, self._kept_s = self.strikes - 1, 0.0
 
-    def broke(self, rate_per_s: float, now_s: float) -> float:
-        """It broke the promise with this rate: it takes less; how long it is not tried [s]."""
+    def broke(self, rate_per_s: float, now_s: float) -> None:
+        """It broke the promise with this rate: it takes less, and is not tried for a while."""
         less = 0.9 * rate_per_s
         if self.level.capacity_per_s is None:
             self.capacity_per_s = less if self.capacity_per_s is None else min(self.capacity_per_s, less)
         self.kept_per_s = min(self.kept_per_s, less)
-        shut_s = min(_MOST_SHUT_S, _SHUT_S * 2.0**self.strikes)
-        self.strikes, self._kept_s, self._open_s = self.strikes + 1, 0.0, now_s + shut_s
-        return shut_s
+        self._shut_s = min(_MOST_SHUT_S, _SHUT_S * 2.0**self.strikes)
+        self.strikes, self._kept_s, self._open_s = self.strikes + 1, 0.0, now_s + self._shut_s
 
     def drew(self, rate_per_s: float, power_w: float) -> None:
         """A window's power."""
