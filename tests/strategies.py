@@ -17,6 +17,7 @@ from negawatt.core.lever import Choice, Setting
 from negawatt.core.measurement import Measurement
 from negawatt.core.reading import Reading, Source
 from negawatt.core.run import Work
+from negawatt.core.serving import ServingSetting
 from negawatt.core.trial import Role, Trial, TrialError
 from negawatt.core.workload import Knob, Phase, Split
 
@@ -104,6 +105,14 @@ SPECIAL: dict[type, st.SearchStrategy] = {
     Knob: knobs(),
     Measurement: measurements(),
     Reading: readings(source=Source.ESTIMATED, sensor="cpu-model"),
+    ServingSetting: st.builds(
+        ServingSetting,
+        window_s=st.floats(0, 59),
+        max_batch=st.integers(1, 1000),
+        concurrency=st.integers(0, 1000),
+        replicas=st.integers(0, 1000),
+        limit_fraction=st.floats(0, 1),
+    ),
     Setting: settings_of(),
     Trial: trials(),
     Work: st.builds(Work, unit=st.text(max_size=5), quantity=positive()),
