@@ -13,10 +13,11 @@ from scipy import stats
 
 from negawatt.core.codec import from_json, to_json
 from negawatt.core.errors import NegawattError, ScopeMismatchError, SensorError, UsageError
-from negawatt.core.measurement import Measurement
+from negawatt.core.measurement import Latency, Measurement
+from negawatt.core.pace import Pace
 from negawatt.core.plan import Keep
 from negawatt.core.reading import Reading, Source
-from negawatt.core.saving import Baseline, Saving, Verdict
+from negawatt.core.saving import Baseline, Interval, Saving, Verdict
 from negawatt.core.workload import Phase
 from negawatt.verify.proof import INTERIM_ALPHA, PLAN, Proof
 
@@ -34,6 +35,7 @@ def run(
     source: Source = Source.COUNTER,
     offset_sd_w: float = 0.0,
     corners_j: tuple[float, ...] = (),
+    p99_s: float = 0.1,
 ) -> Measurement:
     """A run of one unit of work on one sensor."""
     reading = Reading(
@@ -46,7 +48,8 @@ def run(
         offset_sd_w=offset_sd_w,
         corners_j=corners_j,
     )
-    return Measurement(readings=(reading,), time_s=time_s, work_units=1.0, quality=quality)
+    latency = Latency(p50_s=p99_s / 3, p95_s=p99_s / 2, p99_s=p99_s)
+    return Measurement(readings=(reading,), time_s=time_s, work_units=1.0, quality=quality, latency=latency)
 
 
 Make = Callable[[int], Measurement]
@@ -298,12 +301,37 @@ def test_slowdown_is_stated_and_limited() -> None:
     free = saving_of(slow, base)
     assert free.slowdown is not None
     assert (free.verdict, free.slowdown.value) == (Verdict.VERIFIED, pytest.approx(0.2))
-    limited = saving_of(slow, base, max_slowdown=0.1)
+    limited = saving_of(slow, base, pace=Pace(max_slowdown=0.1))
     assert limited.reasons == ("It took 20.0% more time per unit of work; 10.0% was allowed.",)
     arms = {PLAN: slow, BASE: base, NAIVE: steady(200.0, time_s=20.0)}
-    against_naive = proof_of(arms, max_slowdown=0.1).saving(Baseline.NAIVE)
+    against_naive = proof_of(arms, pace=Pace(max_slowdown=0.1)).saving(Baseline.NAIVE)
     assert (against_naive.slowdown.value, against_naive.shown) == (pytest.approx(-0.4), False)
-    assert proof_of(arms, max_slowdown=0.1).saving(Baseline.NAIVE, of=BASE).shown
+    assert proof_of(arms, pace=Pace(max_slowdown=0.1)).saving(Baseline.NAIVE, of=BASE).shown
+
+
+def test_a_servers_time_is_its_p99() -> None:
+    """Of requests that come when they come, the p99 is compared, and a longer window says nothing."""
+    base = steady(100.0, p99_s=0.1)
+    late = saving_of(steady(70.0, p99_s=0.12), base, pace=Pace(served=True, max_slowdown=0.05))
+    assert late.slowdown is not None
+    assert late.slowdown.value == pytest.approx(0.2)
+    assert late.reasons == ("Its p99 was 20.0% longer; 5.0% was allowed.",)
+    long = saving_of(steady(70.0, time_s=20.0), base, pace=Pace(served=True, max_slowdown=0.05))
+    assert (long.verdict, long.slowdown) == (Verdict.VERIFIED, Interval(value=0.0, low=0.0, high=0.0))
+
+
+def test_a_promised_p99_is_kept_beyond_its_scatter() -> None:
+    """The upper limit of the p99 must keep the promise, whatever that of the baseline is; t from scipy."""
+    plan = Pace(served=True, p99_s=0.1)
+    wiggly = [0.0999 * math.exp(w) for w in WIGGLE]
+    saving = saving_of(lambda n: run(70.0, p99_s=wiggly[n]), steady(100.0, p99_s=0.05), pace=plan)
+    limit_s = math.exp(
+        sum(map(math.log, wiggly)) / 10 + stats.t.ppf(0.95, 9) * stats.sem([math.log(x) for x in wiggly])
+    )
+    assert saving.reasons == (
+        f"The p99 could be as long as {1e3 * limit_s:.4g} ms, beyond the promised 100 ms (10 blocks).",
+    )
+    assert saving_of(steady(70.0, p99_s=0.099), steady(100.0, p99_s=0.05), pace=plan).shown
 
 
 def test_drift_cancels() -> None:

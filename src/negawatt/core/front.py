@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from negawatt.core.errors import ScopeMismatchError
 from negawatt.core.measurement import Measurement
 from negawatt.core.trial import Trial
 
 
-def dominates(a: Measurement, b: Measurement) -> bool:
-    """Whether `a` is at least as good as `b` in energy and time per work and in quality, and better in one.
+def _per_work(m: Measurement) -> float:
+    return m.time_per_work_s
+
+
+def dominates(a: Measurement, b: Measurement, *, time_s: Callable[[Measurement], float] = _per_work) -> bool:
+    """Whether `a` is at least as good as `b` in energy per work, in time and in quality, and better in one.
 
     A missing quality counts as worse than any number.
+
+    Args:
+        a: one.
+        b: the other.
+        time_s: the time that counts: per unit of work, or what `Pace.time_s` says.
     """
 
     def costs(m: Measurement) -> tuple[float, float, float]:
-        return m.energy_per_work_j, m.time_per_work_s, float("inf") if m.quality is None else -m.quality
+        return m.energy_per_work_j, time_s(m), float("inf") if m.quality is None else -m.quality
 
     pairs = list(zip(costs(a), costs(b), strict=True))
     return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
@@ -45,12 +54,19 @@ def comparable(measurements: Sequence[Measurement], *, mixed_sources: bool = Fal
         )
 
 
-def pareto_front(trials: Sequence[Trial], *, mixed_sources: bool = False) -> tuple[Trial, ...]:
+def pareto_front(
+    trials: Sequence[Trial], *, mixed_sources: bool = False, time_s: Callable[[Measurement], float] = _per_work
+) -> tuple[Trial, ...]:
     """The trials that no other dominates, in the given order. Failed trials are left out.
+
+    Args:
+        trials: of one phase.
+        mixed_sources: see `comparable`.
+        time_s: see `dominates`.
 
     Raises:
         ScopeMismatchError: see `comparable`.
     """
     good = [(t, t.measurement) for t in trials if t.measurement is not None]
     comparable([m for _, m in good], mixed_sources=mixed_sources)
-    return tuple(t for t, m in good if not any(dominates(other, m) for _, other in good))
+    return tuple(t for t, m in good if not any(dominates(other, m, time_s=time_s) for _, other in good))

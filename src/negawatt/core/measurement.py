@@ -10,7 +10,7 @@ from negawatt.core.reading import Reading, Source, total, weakest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Quantiles of the time one batch took [s]."""
+    """Quantiles of the time that one batch, or one request to a server, took [s]."""
 
     p50_s: float
     p95_s: float
@@ -36,7 +36,7 @@ class Measurement:
             the work is "a trained model", so that a run that gets there in fewer steps did the same work.
         quality: the workload's quality metric on the data split that the trial names; None if it reports none.
         samples: training samples or requests passed through, for information.
-        latency: time per batch, in the infer phase.
+        latency: time per batch in the infer phase; of a server, per request from its arrival to the last byte.
         peak_memory_bytes: highest resident memory of the process (with its children for commands); 0 if unknown.
         transform_j: joules spent before the window to change the model (export, quantise); 0.0 where nothing is done.
         power_curve: mean power over time, where the meter sampled it.

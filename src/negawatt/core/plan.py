@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from negawatt.core.host import Host
 from negawatt.core.lever import Setting
+from negawatt.core.pace import Pace
 from negawatt.core.placement import Outcome
 from negawatt.core.reading import NotMeasured, Source, weakest
 from negawatt.core.saving import Baseline, Saving, Verdict
@@ -76,6 +77,7 @@ class PhasePlan:
         savings: one per baseline.
         candidate: the setting that was put to the proof, when it is not the plan.
         steps: settings from the competent baseline to the candidate, one lever at a time: the waterfall.
+        pace: what counts as its time, and how much of it was accepted.
     """
 
     phase: Phase
@@ -85,6 +87,7 @@ class PhasePlan:
     savings: tuple[Saving, ...]
     candidate: Setting
     steps: tuple[Setting, ...]
+    pace: Pace = Pace()
 
     def baseline(self, against: Baseline) -> Setting:
         """The setting of a baseline."""
@@ -105,7 +108,7 @@ class Plan:
         created_utc: ISO 8601.
         workload: name; `path`: what the user pointed at; `unit`: unit of work.
         keep: the quality promise.
-        max_slowdown: largest accepted increase of time per work over the competent default; None: any.
+        max_slowdown: largest accepted increase of time over the competent default; None: any was, or what `pace` says.
         host: where it was measured.
         phases: one entry per phase.
         lifetimes: per baseline name and "plan".

@@ -28,7 +28,8 @@ class Baseline(StrEnum):
     NAIVE = "naive"
     """the framework's tutorial: every knob at its default"""
     COMPETENT = "competent"
-    """the fastest setting that a competent engineer would use: the headline"""
+    """what a competent engineer would use: the fastest setting; of a server, the one of least energy that keeps the
+    promised p99, or of the lowest p99 if none is promised. The headline"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class Saving:
         verdict: what may be claimed.
         reasons: why the verdict is not better, one sentence each.
         corners: for estimated or modelled energy, the saving (as a fraction) at each corner of the model's range.
-        slowdown: change of time per work as a fraction, positive is slower.
+        slowdown: change of the time that counts (per work, or of a server the p99) as a fraction, positive is slower.
         quality_change: plan minus baseline, in the unit of the quality metric; None if the workload reports none.
     """
 

@@ -217,6 +217,7 @@ class Workload:
         stop: makes the rule that ends training before its last step, or None.
         in_process: whether it runs in the process that applies the levers (a shell command does not).
         quality_bound: the quality to keep, if the user gave an absolute one.
+        p99_s: the promise of its server: 99 of 100 requests end within it [s]; None: none is made.
         serving: how the gateway in front of its server serves; None: clients talk to the server itself.
     """
 
@@ -229,6 +230,7 @@ class Workload:
     stop: Callable[[], StopRule] | None = None
     in_process: bool = True
     quality_bound: float | None = None  # in the unit of the user's own metric
+    p99_s: float | None = None
     serving: ServingOptions | None = None
 
     @classmethod
@@ -259,7 +261,7 @@ class Workload:
                 "use letters, digits, '-', '_', '.'",
             )
         workload = cls(name=name, unit=unit, quality=quality, knobs=tuple(knobs), target=target)
-        workload = replace(workload, in_process=getattr(target, "in_process", True))
+        workload = replace(workload, in_process=getattr(target, "in_process", True), p99_s=_p99_s(target))
         keys = [(knob.phase, knob.name) for knob in workload.knobs]
         twice = {key for key in keys if keys.count(key) > 1}
         if twice:
@@ -273,16 +275,33 @@ class Workload:
             raise UsageError(
                 f"workload {name!r} can neither be trained nor answer requests",
                 "there is nothing to measure",
-                "give it start/steps/evaluate (training), predictor/requests/score (inference), or both",
+                "give it start/steps/evaluate (training), and predictor/requests/score or served/calls/judge (inference)",
+            )
+        if workload.served and unit != "request":
+            raise UsageError(
+                f"workload {name!r} is a server, and its unit is {unit!r}",
+                "what a server does is counted in requests, and joules per something else would be wrong",
+                'write unit = "request"',
+            )
+        if workload.p99_s is not None and not workload.served:
+            raise UsageError(
+                f"workload {name!r} promises a p99 and serves no requests",
+                "nothing would be held to it",
+                "give it served/calls/judge, or remove p99_s",
             )
         return workload
 
     def phases(self) -> tuple[Phase, ...]:
         """The phases it can run, in order."""
         train = isinstance(self.target, Trainable)
-        infer = isinstance(self.target, Inferable | Replayable)
+        infer = isinstance(self.target, Servable | Inferable | Replayable)
         offered = getattr(self.target, "phases", (Phase.TRAIN, Phase.INFER))
         return tuple(p for p, can in ((Phase.TRAIN, train), (Phase.INFER, infer)) if can and p in offered)
+
+    @property
+    def served(self) -> bool:
+        """Whether its infer phase is requests to a server; a target that can be asked in other ways too is served."""
+        return isinstance(self.target, Servable) and Phase.INFER in self.phases()
 
     def knob(self, phase: Phase, name: str) -> Knob | None:
         """The knob of that name and phase, or None."""
@@ -295,3 +314,15 @@ class Workload:
     def with_param(self, phase: Phase, name: str, value: ParamValue) -> Workload:
         """A copy with one parameter changed."""
         return replace(self, changed={**self.changed, (phase, name): value})
+
+
+def _p99_s(target: object) -> float | None:
+    """The latency that a user's object promises. Raises UsageError if it is no time."""
+    promise: Any = getattr(target, "p99_s", None)
+    if promise is None:
+        return None
+    if isinstance(promise, bool) or not isinstance(promise, int | float) or not 0 < promise < math.inf:
+        raise UsageError(
+            f"p99_s is {promise!r}", "99 of 100 requests are to end within it", "write seconds, e.g. p99_s = 0.05"
+        )
+    return float(promise)

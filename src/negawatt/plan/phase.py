@@ -1,7 +1,8 @@
 """One phase: find the baselines and the least-energy setting, then put it to the proof.
 
 1. The naive default runs as it is.
-2. The competent default is the fastest setting among those a competent engineer would consider.
+2. The competent default is the best setting among those a competent engineer would consider: the fastest, or for a
+   server with a promised p99 the one of least energy that keeps it.
 3. The candidate is the least-energy setting among all, from there on.
 4. Proof: fresh runs of candidate and baselines in randomised mirrored blocks, on data that chose nothing.
 """
@@ -18,11 +19,13 @@ from negawatt.core import registry
 from negawatt.core.errors import WorkloadError
 from negawatt.core.lever import Choice, Setting
 from negawatt.core.measurement import Measurement
+from negawatt.core.pace import Pace
 from negawatt.core.plan import Keep, PhasePlan
 from negawatt.core.reading import NotMeasured
 from negawatt.core.saving import Baseline, Saving, Verdict
 from negawatt.core.trial import Role, Trial, TrialError, measurements
 from negawatt.core.workload import Phase, Split
+from negawatt.plan.goal import Goal
 from negawatt.search.bench import Bench
 from negawatt.tuning.search import CoordinateSearch
 from negawatt.verify.judge import MIN_BLOCKS
@@ -55,7 +58,7 @@ class PhasePlanner:
         choices: lever -> its choices in this phase.
         conflicts: pairs of levers that must not both leave their naive choice.
         keep: the quality promise.
-        max_slowdown: largest accepted slow-down against the competent default, or None.
+        pace: what counts as time, and how much of it is accepted.
         seed: of the design and the workload.
         state_in: folder of the model that inference uses.
         state_out: folder under which models trained in the proof are kept.
@@ -70,7 +73,7 @@ class PhasePlanner:
         choices: Mapping[str, tuple[Choice, ...]],
         conflicts: Sequence[tuple[str, str]],
         keep: Keep,
-        max_slowdown: float | None,
+        pace: Pace,
         seed: int,
         state_in: Path | None,
         state_out: Path | None,
@@ -79,10 +82,8 @@ class PhasePlanner:
         order = {name: lever.info.order for name, lever in registry.levers().members.items()}
         self._choices = dict(sorted(choices.items(), key=lambda item: (order[item[0]], item[0])))
         self._bench, self._phase, self._keep, self._seed = bench, phase, keep, seed
-        self._conflicts, self._max_slowdown = conflicts, max_slowdown
+        self._conflicts, self._goal = conflicts, Goal(pace=pace, least_quality=keep.bound)
         self._state_in, self._state_out, self._note = state_in, state_out, note
-        self._floor = keep.bound
-        self._competent_time_s: float | None = None
         self._left_out: list[NotMeasured] = []
         self._failed = ""
 
@@ -90,22 +91,23 @@ class PhasePlanner:
         """Search, then prove, until `deadline` on the monotonic clock [s].
 
         Raises:
-            WorkloadError: if the naive default fails or does not keep the promised quality.
+            WorkloadError: if the naive default fails or does not keep the promised quality, or nothing keeps the p99.
         """
         began = time.monotonic()
         naive = Setting.of(self._phase, [next(c for c in cs if c.naive) for cs in self._choices.values()])
         self._note(f"{self._phase}: the naive default")
         first = self._search_trial(naive, 0)
         base = self._checked(first)
-        self._floor = self._keep.least(base.quality)
+        self._goal = replace(self._goal, least_quality=self._keep.least(base.quality))
         search_until = began + _SEARCH_SHARE * (deadline - began)
         half = time.monotonic() + 0.5 * (search_until - time.monotonic())
         self._note(f"{self._phase}: the competent default")
-        competent, _ = self._explore(naive, half, lambda m: m.time_per_work_s, competent_only=True)
-        self._competent_time_s = self._mean(competent, lambda m: m.time_per_work_s)
+        competent, _ = self._explore(naive, half, self._goal.competence, competent_only=True)
+        self._goal = self._goal.against(self._mean(competent, self._goal.pace.time_s))
         self._note(f"{self._phase}: the least energy")
-        candidate, steps = self._explore(competent, search_until, lambda m: m.energy_per_work_j, competent_only=False)
-        competent = self._fastest_competent(competent)
+        candidate, steps = self._explore(competent, search_until, self._goal.energy, competent_only=False)
+        self._check_pace(candidate)
+        competent = self._best_competent(competent)
         arms = {PLAN: candidate, str(Baseline.COMPETENT): competent, str(Baseline.NAIVE): naive}
         return self._proven(arms, steps, deadline)
 
@@ -137,22 +139,25 @@ class PhasePlanner:
             )
         return trial.measurement
 
-    def _promised(self, m: Measurement) -> bool:
-        return self._floor is None or (m.quality is not None and m.quality >= self._floor)
-
-    def _feasible(self, m: Measurement) -> bool:
-        if not self._promised(m):
-            return False
-        if self._max_slowdown is None or self._competent_time_s is None:
-            return True
-        return m.time_per_work_s <= self._competent_time_s * (1 + self._max_slowdown)
+    def _check_pace(self, candidate: Setting) -> None:
+        """Raise WorkloadError if not even the best that was found keeps the promised latency."""
+        promise_s = self._goal.pace.p99_s
+        runs = measurements(self._bench.trials, candidate, Role.SEARCH)
+        if promise_s is None or any(self._goal.keeps_pace(m) for m in runs):
+            return
+        best_s = min(map(self._goal.pace.time_s, runs))
+        raise WorkloadError(
+            f"no setting that was tried keeps a p99 of {1e3 * promise_s:.4g} ms; the best reached {1e3 * best_s:.4g} ms",
+            "a saving is for the same requests answered in time, and this server does not answer them in time",
+            f"promise less (--p99 {1e3 * 1.1 * best_s:.0f}ms), send fewer requests, or give the server more to run on",
+        )
 
     def _clash(self, setting: Setting) -> bool:
         used = {choice.lever for choice in setting.choices if not choice.naive}
         return any(a in used and b in used for a, b in self._conflicts)
 
     def _explore(
-        self, start: Setting, until: float, cost: Callable[[Measurement], float], *, competent_only: bool
+        self, start: Setting, until: float, cost: Callable[[Measurement], float | None], *, competent_only: bool
     ) -> tuple[Setting, tuple[Setting, ...]]:
         """The setting of least cost found before `until`, and the incumbents on the way to it."""
         space = {
@@ -168,7 +173,7 @@ class PhasePlanner:
 
         def score(trial: Trial) -> float | None:
             m = trial.measurement
-            return cost(m) if m is not None and self._feasible(m) else None
+            return None if m is None else cost(m)
 
         known: dict[tuple[int, ...], float | None] = {}
         for trial in self._bench.trials:
@@ -207,14 +212,17 @@ class PhasePlanner:
         runs = measurements(self._bench.trials, setting, Role.SEARCH)
         return sum(map(value, runs)) / len(runs)
 
-    def _fastest_competent(self, known: Setting) -> Setting:
-        """The fastest feasible setting of competent choices among all that were tried, whatever stage tried it."""
-        tried = {
-            t.setting: self._mean(t.setting, lambda m: m.time_per_work_s)
-            for t in self._bench.trials
-            if t.phase == self._phase and t.role is Role.SEARCH and t.measurement is not None
-            and all(choice.competent for choice in t.setting.choices) and self._promised(t.measurement)
-        }  # fmt: skip
+    def _best_competent(self, known: Setting) -> Setting:
+        """The best setting of competent choices among all that were tried, whatever stage tried it."""
+        goal = Goal(pace=replace(self._goal.pace, max_slowdown=None), least_quality=self._goal.least_quality)
+        tried: dict[Setting, float] = {}
+        for t in self._bench.trials:
+            competent = all(choice.competent for choice in t.setting.choices)
+            if t.phase == self._phase and t.role is Role.SEARCH and t.measurement is not None and competent:
+                costs = [goal.competence(m) for m in measurements(self._bench.trials, t.setting, Role.SEARCH)]
+                known_costs = [cost for cost in costs if cost is not None]
+                if goal.competence(t.measurement) is not None:
+                    tried[t.setting] = sum(known_costs) / len(known_costs)
         return min(tried, key=lambda setting: tried[setting], default=known)
 
     # -- proof -----------------------------------------------------------------------------------------------------
@@ -236,6 +244,7 @@ class PhasePlanner:
             savings=tuple(savings),
             candidate=candidate,
             steps=steps,
+            pace=self._goal.pace,
         )
         return PhaseResult(plan=plan, not_measured=tuple(self._left_out), state=self._state(setting, distinct))
 
@@ -265,7 +274,7 @@ class PhasePlanner:
     def _run_blocks(self, arms: Mapping[str, Setting], deadline: float) -> Proof:
         """Complete blocks until the proof or the time is over; the very first run is a warm-up and dropped."""
         proof = Proof(
-            phase=self._phase, arms=tuple(arms), keep=self._keep, max_slowdown=self._max_slowdown, seed=self._seed
+            phase=self._phase, arms=tuple(arms), keep=self._keep, pace=self._goal.pace, seed=self._seed
         )
         block_s = self._block_s(arms)
         while (order := proof.next_block()) is not None:

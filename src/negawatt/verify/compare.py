@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from negawatt.core.measurement import Measurement
+from negawatt.core.pace import Pace
 from negawatt.core.reading import Source, weakest
 from negawatt.core.saving import Interval
 from negawatt.verify.student import t_quantile
@@ -29,11 +30,13 @@ class Comparison:
         arm: runs of the setting that is judged, one tuple per block.
         base: runs of the baseline, one tuple per block.
         alpha_fraction: probability with which an interval may miss, both sides together.
+        pace: what counts as time.
     """
 
     arm: tuple[Runs, ...]
     base: tuple[Runs, ...]
     alpha_fraction: float
+    pace: Pace = Pace()
 
     def __post_init__(self) -> None:
         if not len(self.arm) == len(self.base) >= 2:
@@ -62,9 +65,16 @@ class Comparison:
         return all(r.source.measured or r.corners_j for m in self._runs() for r in m.readings)
 
     def slowdown(self) -> Interval:
-        """Change of time per unit of work, as a fraction; positive is slower."""
-        r = _interval(self._log_ratios(lambda m: m.time_per_work_s), self.alpha_fraction)
+        """Change of the time that counts, as a fraction; positive is slower."""
+        r = _interval(self._log_ratios(self.pace.time_s), self.alpha_fraction)
         return Interval(value=math.expm1(-r.value), low=math.expm1(-r.high), high=math.expm1(-r.low))
+
+    def slowest_s(self, alpha_fraction: float) -> float:
+        """The one-sided upper limit of the arm's time [s], which misses with probability `alpha_fraction`.
+
+        Of the geometric mean over the blocks: times scatter by factors.
+        """
+        return math.exp(-lower_limit([-_mean_log(block, self.pace.time_s) for block in self.arm], alpha_fraction))
 
     def quality_change(self) -> Interval | None:
         """Quality of the arm minus that of the baseline; None unless every run reports it."""
@@ -87,10 +97,7 @@ class Comparison:
         return [m for side in (self.arm, self.base) for block in side for m in block]
 
     def _log_ratios(self, value: Callable[[Measurement], float]) -> list[float]:
-        def mean_log(block: Runs) -> float:
-            return math.fsum(math.log(value(m)) for m in block) / len(block)
-
-        return [mean_log(b) - mean_log(a) for a, b in zip(self.arm, self.base, strict=True)]
+        return [_mean_log(b, value) - _mean_log(a, value) for a, b in zip(self.arm, self.base, strict=True)]
 
     def _saving(self, value: Callable[[Measurement], float]) -> Interval:
         r = _interval(self._log_ratios(value), self.alpha_fraction, self.meter_sd())
@@ -122,6 +129,10 @@ def _interval(values: Sequence[float], alpha_fraction: float, systematic_sd: flo
     cumulative = 1 - alpha_fraction / 2
     half = math.hypot(t_quantile(cumulative, n - 1) * standard_error, NormalDist().inv_cdf(cumulative) * systematic_sd)
     return Interval(value=mean, low=mean - half, high=mean + half)
+
+
+def _mean_log(block: Runs, value: Callable[[Measurement], float]) -> float:
+    return math.fsum(math.log(value(m)) for m in block) / len(block)
 
 
 def _corner(index: int) -> Callable[[Measurement], float]:

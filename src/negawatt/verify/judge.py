@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from negawatt.core.pace import Pace
 from negawatt.core.plan import Keep
 from negawatt.core.reading import Source
 from negawatt.core.saving import Baseline, Interval, Saving, Verdict
@@ -25,15 +26,16 @@ class Terms:
         phase: the phase.
         against: the baseline.
         keep: the quality to keep.
-        quality_alpha_fraction: probability with which the one-sided limit of the quality may miss at this look.
-        max_slowdown: largest accepted increase of time per work, as a fraction; None: any.
+        limit_alpha_fraction: probability with which a one-sided limit, of the quality or of the p99, may miss at this
+            look.
+        pace: what counts as time, and how much of it is accepted.
     """
 
     phase: Phase
     against: Baseline
     keep: Keep
-    quality_alpha_fraction: float
-    max_slowdown: float | None = None  # fraction
+    limit_alpha_fraction: float
+    pace: Pace = Pace()
 
 
 def judge(compared: Comparison, terms: Terms, timed: Comparison | None) -> Saving:
@@ -42,7 +44,7 @@ def judge(compared: Comparison, terms: Terms, timed: Comparison | None) -> Savin
     Args:
         compared: the arm beside the baseline of `terms`.
         terms: what was promised.
-        timed: the arm beside the baseline that `max_slowdown` refers to; None: the arm is that baseline.
+        timed: the arm beside the baseline that `pace.max_slowdown` refers to; None: the arm is that baseline.
     """
     energy, corners = compared.energy(), compared.corners()
     measured = compared.evidence.measured
@@ -56,6 +58,7 @@ def judge(compared: Comparison, terms: Terms, timed: Comparison | None) -> Savin
             *([] if enough else [f"Only {compared.n} blocks were run; at least {MIN_BLOCKS} are needed."]),
             *_energy_reasons(energy, corners, compared),
             *_quality_reasons(compared, terms),
+            *_promise_reasons(compared, terms),
             *_slowdown_reasons(timed, terms),
         ]
         shown = Verdict.VERIFIED if measured else Verdict.INDICATIVE
@@ -118,24 +121,40 @@ def _quality_reasons(compared: Comparison, terms: Terms) -> list[str]:
         side = "the setting" if arm is None else f"the {terms.against} baseline"
         return [f"No {keep.metric} was reported by every run of {side}, so nothing says that it was kept."]
     if keep.bound is not None:
-        limit, least = lower_limit(arm, terms.quality_alpha_fraction), keep.bound
+        limit, least = lower_limit(arm, terms.limit_alpha_fraction), keep.bound
         if limit >= least - _ROUNDING * abs(least):
             return []
         return [
             f"The {keep.metric} could be as low as {limit:.4g}, below the {least:.4g} to keep ({compared.n} blocks)."
         ]
     changes = [a - b for a, b in zip(arm, base, strict=True)]
-    limit = lower_limit(changes, terms.quality_alpha_fraction)
+    limit = lower_limit(changes, terms.limit_alpha_fraction)
     if limit >= -keep.margin - _ROUNDING * max(abs(x) for x in (*arm, *base)):
         return []
     lost = f"The {keep.metric} could be {-limit:.4g} lower than with the {terms.against} baseline"
     return [f"{lost}; {keep.margin:.4g} was allowed ({compared.n} blocks)."]
 
 
+def _promise_reasons(compared: Comparison, terms: Terms) -> list[str]:
+    """As a quality that is promised: the one-sided limit must keep it."""
+    if terms.pace.p99_s is None:
+        return []
+    slowest_s = compared.slowest_s(terms.limit_alpha_fraction)
+    if slowest_s <= terms.pace.p99_s:
+        return []
+    return [
+        f"The p99 could be as long as {1e3 * slowest_s:.4g} ms, beyond the promised {1e3 * terms.pace.p99_s:.4g} ms "
+        f"({compared.n} blocks)."
+    ]
+
+
 def _slowdown_reasons(timed: Comparison | None, terms: Terms) -> list[str]:
-    if timed is None or terms.max_slowdown is None:
+    most = terms.pace.max_slowdown
+    if timed is None or most is None:
         return []
     slower = timed.slowdown().value
-    if slower <= terms.max_slowdown:
+    if slower <= most:
         return []
-    return [f"It took {slower:.1%} more time per unit of work; {terms.max_slowdown:.1%} was allowed."]
+    if terms.pace.served:
+        return [f"Its p99 was {slower:.1%} longer; {most:.1%} was allowed."]
+    return [f"It took {slower:.1%} more time per unit of work; {most:.1%} was allowed."]

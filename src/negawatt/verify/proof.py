@@ -7,7 +7,7 @@ sum, 5 %, by Bonferroni's inequality: it needs no model of how the looks depend 
 Haybittle (Br. J. Radiol. 44 (1971) 793) and Peto et al. (Br. J. Cancer 34 (1976) 585), who use 0.1 % per look; 0.05 %
 costs the final look less and still stops at once for the savings that negawatt looks for. The interval has the level
 of the look at which the proof stopped, so verdict and interval never disagree. That the quality is kept is a claim of
-its own: its 5 % are shared equally among the looks.
+its own: its 5 % are shared equally among the looks; so is that a server keeps the p99 that was promised.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from negawatt.core.errors import NegawattError, ScopeMismatchError, SensorError, UsageError
 from negawatt.core.front import comparable
 from negawatt.core.measurement import Measurement
+from negawatt.core.pace import Pace
 from negawatt.core.plan import Keep
 from negawatt.core.saving import Baseline, Saving, Verdict
 from negawatt.core.workload import Phase
@@ -47,7 +48,7 @@ class Proof:
         max_blocks: blocks after which the final analysis is made.
         looks: numbers of blocks after which to look before that.
         seed: of the order of the runs.
-        max_slowdown: largest accepted increase of time per work over the competent default, as a fraction; None: any.
+        pace: what counts as time, and how much of it is accepted, fixed now.
 
     Raises:
         UsageError: on arms or looks that are not such.
@@ -62,7 +63,7 @@ class Proof:
         max_blocks: int = 10,
         looks: Sequence[int] = LOOKS,
         seed: int,
-        max_slowdown: float | None = None,
+        pace: Pace | None = None,
     ) -> None:
         baselines = [baseline for baseline in Baseline if baseline in arms]
         if sorted(arms) != sorted([PLAN, *baselines]) or not baselines:
@@ -84,7 +85,7 @@ class Proof:
         self._max_blocks = max_blocks
         self._looks = tuple(n for n in looks if n < max_blocks)
         self._seed = seed
-        self._max_slowdown = max_slowdown
+        self._pace = pace or Pace()
         self._headline = Baseline.COMPETENT if Baseline.COMPETENT in baselines else Baseline.NAIVE
         self._blocks: list[dict[str, Runs]] = []
         self._first: Measurement | None = None
@@ -175,8 +176,8 @@ class Proof:
             phase=self._phase,
             against=against,
             keep=self._keep,
-            quality_alpha_fraction=(1 - CONFIDENCE_FRACTION) / (len(self._looks) + 1),
-            max_slowdown=self._max_slowdown,
+            limit_alpha_fraction=(1 - CONFIDENCE_FRACTION) / (len(self._looks) + 1),
+            pace=self._pace,
         )
         return judge(self._pair(of, against), terms, None if of == limit else self._pair(of, limit))
 
@@ -185,6 +186,7 @@ class Proof:
             arm=tuple(block[arm] for block in self._blocks),
             base=tuple(block[str(base)] for block in self._blocks),
             alpha_fraction=self._alpha or 0.0,
+            pace=self._pace,
         )
 
     def _check(self, block: Block) -> None:
