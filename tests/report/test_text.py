@@ -121,6 +121,9 @@ def test_a_phase_without_a_saving_says_so_in_the_lifetime():
     out = flat(replace(plan, phases=(train, refused), lifetimes={**plan.lifetimes, "plan": kept}), 120)
     assert "Training limited alone saves 39 % (37 to 40 %) over the competent default: verified." in out
     assert "Inference limited: the competent default is kept; its candidate was refused." in out
+    untried = replace(refused, savings=())
+    out = flat(replace(plan, phases=(train, untried), lifetimes={**plan.lifetimes, "plan": kept}), 120)
+    assert "Inference limited: the competent default is kept; its candidate was not put to the proof." in out
     out = flat(replace(plan, phases=(train, replace(infer, savings=()))), 120)
     assert "Inference limited alone saves 20.9 % over the competent default: not proven." in out
     assert "Against the competent default the plan saves 59.5 %: not proven in every phase." in out

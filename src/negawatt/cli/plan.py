@@ -36,6 +36,9 @@ def _finite(_context: click.Context, option: click.Parameter, value: float | Non
     "--max-slowdown", type=click.FloatRange(min=0), callback=_finite, metavar="F", help="Accept F more time, e.g. 0.03."
 )
 @click.option(
+    "--p99", metavar="TIME", help="Latency that a server promises: 99 of 100 requests end within it, e.g. 50ms."
+)
+@click.option(
     "--requests", type=click.FloatRange(min=0, min_open=True), callback=_finite, default=1e6, show_default=True,
     metavar="N",
     help="Units of inference over the model's life.",
@@ -49,8 +52,8 @@ def _finite(_context: click.Context, option: click.Parameter, value: float | Non
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def command(  # noqa: PLR0913 -- one parameter per option
     workload: Path, levers: tuple[str, ...], sensors: tuple[str, ...], keep: str | None, max_slowdown: float | None,
-    requests: float, budget: str, site: Path | None, out: Path, trial_timeout: str | None, seed: int, fresh: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    p99: str | None, requests: float, budget: str, site: Path | None, out: Path, trial_timeout: str | None, seed: int,
+    fresh: bool, as_json: bool,  # noqa: FBT001
 ) -> None:  # fmt: skip
     """Find and prove the settings that do the same work for fewer joules.
 
@@ -74,6 +77,7 @@ def command(  # noqa: PLR0913 -- one parameter per option
         sites=read_sites(site) if site else (),
         fresh=fresh,
         trial_limit_s=parse_duration_s(trial_timeout) if trial_timeout else None,
+        p99_s=parse_duration_s(p99) if p99 else None,
         seed=seed,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the host is restored, every trial kept
@@ -172,7 +176,8 @@ class _Progress:
         if m is not None:
             from negawatt.report.numbers import duration, energy
 
-            line = f"{energy(m.energy_per_work_j)}, {duration(m.time_per_work_s)}, quality {m.quality:.4g}"
+            p99 = f", p99 {duration(m.latency.p99_s)}" if m.latency else ""
+            line = f"{energy(m.energy_per_work_j)}, {duration(m.time_per_work_s)}{p99}, quality {m.quality:.4g}"
         else:
             line = f"failed ({error.kind}): {error.message.splitlines()[0]}" if error else ""
         what = f"  {event.trial.phase} {event.trial.role}: {event.setting}"

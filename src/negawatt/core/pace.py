@@ -38,7 +38,5 @@ class Pace:
         Args:
             competent_s: time of the competent default [s]; None: not known yet, and nothing is held against it.
         """
-        slowest_s = (
-            None if competent_s is None or self.max_slowdown is None else competent_s * (1 + self.max_slowdown)
-        )
+        slowest_s = None if competent_s is None or self.max_slowdown is None else competent_s * (1 + self.max_slowdown)
         return min((limit_s for limit_s in (self.p99_s, slowest_s) if limit_s is not None), default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from negawatt.core.host import Host
 from negawatt.core.lever import Setting
@@ -87,7 +87,7 @@ class PhasePlan:
     savings: tuple[Saving, ...]
     candidate: Setting
     steps: tuple[Setting, ...]
-    pace: Pace = Pace()
+    pace: Pace = field(default_factory=Pace)
 
     def baseline(self, against: Baseline) -> Setting:
         """The setting of a baseline."""

@@ -275,7 +275,7 @@ class Workload:
             raise UsageError(
                 f"workload {name!r} can neither be trained nor answer requests",
                 "there is nothing to measure",
-                "give it start/steps/evaluate (training), and predictor/requests/score or served/calls/judge (inference)",
+                "give it start/steps/evaluate (training), predictor/requests/score or served/calls/judge (inference)",
             )
         if workload.served and unit != "request":
             raise UsageError(

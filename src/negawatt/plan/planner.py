@@ -18,6 +18,7 @@ from negawatt.core.errors import UsageError, WorkloadError
 from negawatt.core.host import Host
 from negawatt.core.lever import Setting
 from negawatt.core.measurement import Measurement
+from negawatt.core.pace import Pace
 from negawatt.core.placement import Job, Outcome
 from negawatt.core.plan import SCHEMA, Keep, Lifetime, PhasePlan, Plan
 from negawatt.core.reading import NotMeasured, total, weakest
@@ -28,7 +29,7 @@ from negawatt.hardware.host import this_host
 from negawatt.ledger.store import Ledger
 from negawatt.metering.session import Meter
 from negawatt.plan.phase import PhasePlanner, PhaseResult
-from negawatt.plan.request import Request
+from negawatt.plan.request import SAME_P99_FRACTION, Request
 from negawatt.search.bench import Bench, Event, recorded_trials
 from negawatt.search.worker import Ready, Setup
 
@@ -61,8 +62,9 @@ def make_plan(request: Request, ledger: Ledger, watch: Callable[[Event], None], 
     campaign = _campaign(request, host)
     _make_folder(request.out)
     setup = Setup(
-        path=request.path, levers=request.levers, sensors=request.sensors, quality_bound=request.promise.bound
-    )
+        path=request.path, levers=request.levers, sensors=request.sensors, quality_bound=request.promise.bound,
+        p99_s=request.p99_s,
+    )  # fmt: skip
     with (
         _alone(request.out),
         Meter.open(host, request.sensors) as meter,
@@ -108,8 +110,8 @@ def _campaign(request: Request, host: Host) -> str:
     path = request.path / "negawatt.toml" if request.path.is_dir() else request.path
     asked = [
         negawatt.__version__, str(path.resolve()), _digest(path.resolve()),
-        to_json(request.promise), request.max_slowdown, list(request.levers), list(request.sensors), request.seed,
-        host.fingerprint(), str(request.out.resolve()),
+        to_json(request.promise), request.max_slowdown, request.p99_s, list(request.levers), list(request.sensors),
+        request.seed, host.fingerprint(), str(request.out.resolve()),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
@@ -152,6 +154,13 @@ def _keep(request: Request, ready: Ready) -> Keep:
     return Keep(metric=ready.quality, bound=promise.bound, margin=promise.margin)
 
 
+def _pace(request: Request, ready: Ready, phase: Phase) -> Pace:
+    if phase is Phase.TRAIN or not ready.served:
+        return Pace(max_slowdown=request.max_slowdown)
+    free = request.max_slowdown is None and ready.p99_s is None
+    return Pace(served=True, p99_s=ready.p99_s, max_slowdown=SAME_P99_FRACTION if free else request.max_slowdown)
+
+
 def _phases(
     request: Request, ready: Ready, keep: Keep, bench: Bench, models: Path, deadline: float, note: Callable[[str], None]
 ) -> list[PhaseResult]:
@@ -178,7 +187,7 @@ def _phases(
             choices=choices,
             conflicts=ready.conflicts,
             keep=keep,
-            max_slowdown=request.max_slowdown,
+            pace=_pace(request, ready, phase),
             seed=request.seed,
             state_in=state,
             state_out=models if both and phase is Phase.TRAIN else None,

@@ -16,7 +16,10 @@ from negawatt.core.placement import Site
 DEFAULT_MARGIN = 0.01
 """Loss of quality against the baseline that is accepted if the user promises nothing else [unit of the metric]."""
 
-_UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+SAME_P99_FRACTION = 0.05
+"""By so much the p99 of a server that promises none may lie above the competent default's: single p99s scatter."""
+
+_UNITS_S = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _KEEP = re.compile(r"\s*([A-Za-z_][\w.-]*?)\s*>=\s*(baseline\s*-\s*)?([0-9.eE+-]+)\s*")
 
 
@@ -37,13 +40,15 @@ class Request:
         path: the workload's file.
         out: folder for `plan.json`, `report.html`, logs and trained models.
         promise: the quality to keep.
-        max_slowdown: largest accepted increase of time per work over the competent default, as a fraction; None: any.
+        max_slowdown: largest accepted increase of time per work over the competent default, as a fraction, for a server
+            of its p99; None: any, but for a server that promises none `SAME_P99_FRACTION`.
         requests: units of inference over the model's life.
         budget_s: wall time for the whole search and proof [s].
         levers, sensors: names; () means all.
         sites: where the work could run.
         fresh: ignore the trials of an interrupted plan.
         trial_limit_s: limit per trial [s]; None: learnt from the trials.
+        p99_s: the latency that a server promises [s]; None: what the workload says.
         seed: of the experiment design and the workload.
     """
 
@@ -58,6 +63,7 @@ class Request:
     sites: tuple[Site, ...] = ()
     fresh: bool = False
     trial_limit_s: float | None = None
+    p99_s: float | None = None
     seed: int = 0
 
 
@@ -87,10 +93,10 @@ def _number(text: str) -> float | None:
 
 
 def parse_duration_s(text: str) -> float:
-    """Parse `90`, `90s`, `10m`, `2h`, `1.5d` to seconds. Raises UsageError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", text)
+    """Parse `50ms`, `90`, `90s`, `10m`, `2h`, `1.5d` to seconds. Raises UsageError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|[smhd]?)\s*", text)
     if match is None or float(match[1]) <= 0:
-        raise UsageError(f"duration {text!r}", "the search must know how long it may take", "write e.g. 90s, 10m or 2h")
+        raise UsageError(f"duration {text!r}", "a limit of time must be a time", "write e.g. 50ms, 90s, 10m or 2h")
     return float(match[1]) * _UNITS_S[match[2]]
 
 

@@ -68,16 +68,20 @@ def saving(plan: Plan, baseline: Baseline, phases: Collection[Phase] = tuple(Pha
         return words.saving_interval(proven), proven.label()
     mine = [phase for phase in plan.phases if phase.phase in phases]
     if all(phase.setting == phase.baseline(baseline) for phase in mine):
-        return NO_CHANGE, f"the {words.BASELINES[baseline]} is kept" + _refused(mine)
+        return NO_CHANGE, f"the {words.BASELINES[baseline]} is kept" + _fate(mine)
     base, life = plan.lifetimes.get(str(baseline)), plan.limited(baseline, phases)
     point = None if base is None or life is None or base.total_j <= 0 else 1 - life.total_j / base.total_j
     where = "" if len(mine) == 1 else " in every phase"
     return ("–" if point is None else numbers.percent(point, 1)), f"not proven{where}"
 
 
-def _refused(phases: Collection[PhasePlan]) -> str:
-    """That something was put to the proof and refused, or ""."""
-    return "; its candidate was refused" if any(phase.candidate != phase.setting for phase in phases) else ""
+def _fate(phases: Collection[PhasePlan]) -> str:
+    """What became of candidates that are not the plan, or ""."""
+    others = [phase for phase in phases if phase.candidate != phase.setting]
+    if not others:
+        return ""
+    refused = any(phase.saving(Baseline.COMPETENT) for phase in others)
+    return f"; its candidate was {'refused' if refused else 'not put to the proof'}"
 
 
 def sentences(plan: Plan) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from negawatt.core.codec import to_json
 from negawatt.core.errors import WorkloadError
 from negawatt.core.host import Host
 from negawatt.core.lever import Lever, Setting
@@ -22,12 +24,14 @@ from negawatt.core.workload import (
     Phase,
     Progress,
     Replayable,
+    Servable,
     Split,
     State,
     Trainable,
     Workload,
 )
 from negawatt.metering.session import Meter, Window
+from negawatt.search import serving
 
 MIN_WINDOW_S = 1.0
 """Inference is repeated in whole passes until the window is this long [s], so that the meter resolves it."""
@@ -44,7 +48,7 @@ class Task:
         split: data split to judge the quality on.
         seed: for the workload.
         load_from: folder of the trained model that inference uses; None: none.
-        save_to: folder to save the trained model in; None: forget it.
+        save_to: folder to save the trained model in, or of a server the options of the gateway before it; None: forget.
     """
 
     setting: Setting
@@ -107,6 +111,8 @@ def run(
         if task.setting.phase is Phase.TRAIN:
             return _train(workload, task, meter, context, watch)
         state = _load(workload, task)
+        if workload.served:
+            return _serve(workload, state, task, meter, context)
         if isinstance(workload.target, Replayable):
             return _replay(workload, state, task, meter, context, watch)
         return _infer(workload, state, task, meter, context, watch)
@@ -180,6 +186,25 @@ def _infer(
     quality = _quality(workload, target.score(task.split, answers))
     transform_j = total(made[0], made[1])[0]
     work = float(count * passes)
+    return _measurement(window, work=work, quality=quality, samples=work, times=times, transform_j=transform_j)
+
+
+def _serve(workload: Workload, state: State | None, task: Task, meter: Meter, context: RunContext) -> Measurement:
+    target = workload.target
+    assert isinstance(target, Servable)  # noqa: S101 -- narrows the type
+    calls = serving.calls_of(target, task.split)
+    if task.save_to is not None and (options := serving.gateway_options(workload)) is not None:
+        task.save_to.mkdir(parents=True, exist_ok=True)
+        (task.save_to / serving.OPTIONS).write_text(json.dumps(to_json(options), indent=1), encoding="utf-8")
+    with ExitStack() as stack:
+        with context.metered(meter) as made:
+            service = stack.enter_context(serving.service(workload, state))
+        serving.warm_up(service, target)
+        with context.metered(meter) as window:
+            replies = serving.ask(service, calls)
+    quality = _quality(workload, target.judge(task.split, [reply.body for reply in replies]))
+    work, transform_j = float(len(calls)), total(made[0], made[1])[0]
+    times = [reply.time_s for reply in replies]
     return _measurement(window, work=work, quality=quality, samples=work, times=times, transform_j=transform_j)
 
 

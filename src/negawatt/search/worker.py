@@ -11,17 +11,17 @@ import signal
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 
 from negawatt.core import registry
-from negawatt.core.errors import NegawattError
+from negawatt.core.errors import NegawattError, UsageError
 from negawatt.core.lever import Choice
 from negawatt.core.reading import NotMeasured
 from negawatt.core.trial import TrialError
-from negawatt.core.workload import Persistent, Phase, Progress
+from negawatt.core.workload import Persistent, Phase, Progress, Workload
 from negawatt.hardware.host import this_host
 from negawatt.metering.session import Meter
 from negawatt.search.load import load
@@ -39,17 +39,22 @@ class Setup:
         levers: names of the levers to offer; () means all.
         sensors: names of the sensors to use; () means all that work.
         quality_bound: the absolute quality to keep, if one was promised.
+        p99_s: the latency that its server promises [s]; None: what the workload says.
     """
 
     path: Path
     levers: tuple[str, ...] = ()
     sensors: tuple[str, ...] = ()
     quality_bound: float | None = None  # in the unit of the metric
+    p99_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """What the workload turned out to be, and what can be done with it here."""
+    """What the workload turned out to be, and what can be done with it here.
+
+    `served`: its infer phase is requests to a server; `p99_s`: the latency that this promises [s].
+    """
 
     name: str
     unit: str
@@ -59,6 +64,8 @@ class Ready:
     choices: dict[str, tuple[Choice, ...]]
     conflicts: tuple[tuple[str, str], ...]
     not_measured: tuple[NotMeasured, ...]
+    served: bool = False
+    p99_s: float | None = None
 
 
 def serve(link: Connection, setup: Setup) -> None:
@@ -66,11 +73,7 @@ def serve(link: Connection, setup: Setup) -> None:
     host = this_host()
     found = registry.levers()
     wanted = registry.pick(found, setup.levers, "lever")
-    workload = load(setup.path)
-    if setup.quality_bound is not None:
-        from dataclasses import replace
-
-        workload = replace(workload, quality_bound=setup.quality_bound)
+    workload = promised(load(setup.path), setup)
     missing = {name: reason for name, lever in wanted.items() if (reason := lever.available(host))}
     usable = {name: lever for name, lever in wanted.items() if name not in missing}
     choices = {name: tuple(lever.choices(workload)) for name, lever in usable.items()}
@@ -84,6 +87,8 @@ def serve(link: Connection, setup: Setup) -> None:
                 unit=workload.unit,
                 quality=workload.quality,
                 phases=workload.phases(),
+                served=workload.served,
+                p99_s=workload.p99_s,
                 persistent=isinstance(workload.target, Persistent),
                 choices={name: offered for name, offered in choices.items() if offered},
                 conflicts=tuple((name, other) for name in usable for other in usable[name].info.conflicts),
@@ -102,6 +107,21 @@ def serve(link: Connection, setup: Setup) -> None:
                 link.send(run(workload, usable, task, meter, _Reporter(link), host))
             except (Exception, SystemExit) as error:  # noqa: BLE001 -- the user's code: the reason becomes the trial's error
                 link.send(_trial_error(error))
+
+
+def promised(workload: Workload, setup: Setup) -> Workload:
+    """The workload with what the user promised. Raises UsageError on a latency of something that serves nothing."""
+    if setup.p99_s is not None and not workload.served:
+        raise UsageError(
+            f"--p99 {1e3 * setup.p99_s:.4g}ms for {workload.name!r}, which serves no requests",
+            "nothing would be held to it",
+            "leave it out (--max-slowdown limits the time of other work), or give the workload served/calls/judge",
+        )
+    return replace(
+        workload,
+        quality_bound=setup.quality_bound,
+        p99_s=workload.p99_s if setup.p99_s is None else setup.p99_s,
+    )
 
 
 class _Reporter:

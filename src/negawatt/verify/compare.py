@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 from negawatt.core.measurement import Measurement
@@ -36,7 +36,7 @@ class Comparison:
     arm: tuple[Runs, ...]
     base: tuple[Runs, ...]
     alpha_fraction: float
-    pace: Pace = Pace()
+    pace: Pace = field(default_factory=Pace)
 
     def __post_init__(self) -> None:
         if not len(self.arm) == len(self.base) >= 2:

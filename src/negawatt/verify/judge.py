@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from negawatt.core.pace import Pace
 from negawatt.core.plan import Keep
@@ -35,7 +35,7 @@ class Terms:
     against: Baseline
     keep: Keep
     limit_alpha_fraction: float
-    pace: Pace = Pace()
+    pace: Pace = field(default_factory=Pace)
 
 
 def judge(compared: Comparison, terms: Terms, timed: Comparison | None) -> Saving:
@@ -142,10 +142,8 @@ def _promise_reasons(compared: Comparison, terms: Terms) -> list[str]:
     slowest_s = compared.slowest_s(terms.limit_alpha_fraction)
     if slowest_s <= terms.pace.p99_s:
         return []
-    return [
-        f"The p99 could be as long as {1e3 * slowest_s:.4g} ms, beyond the promised {1e3 * terms.pace.p99_s:.4g} ms "
-        f"({compared.n} blocks)."
-    ]
+    promised = f"beyond the promised {1e3 * terms.pace.p99_s:.4g} ms ({compared.n} blocks)"
+    return [f"The p99 could be as long as {1e3 * slowest_s:.4g} ms, {promised}."]
 
 
 def _slowdown_reasons(timed: Comparison | None, terms: Terms) -> list[str]:
