@@ -17,7 +17,7 @@ from negawatt.core.lever import Choice, Setting
 from negawatt.core.measurement import Measurement
 from negawatt.core.reading import Reading, Source
 from negawatt.core.run import Work
-from negawatt.core.serving import ServingSetting
+from negawatt.core.serving import Cascade, ServingOptions, ServingSetting
 from negawatt.core.trial import Role, Trial, TrialError
 from negawatt.core.workload import Knob, Phase, Split
 
@@ -101,18 +101,39 @@ def knobs(draw: st.DrawFn) -> Knob:
     return Knob(name="n", phase=draw(st.sampled_from(Phase)), default=choices[-1], choices=choices, competent=competent)
 
 
+SETTINGS = st.builds(
+    ServingSetting,
+    window_s=st.floats(0, 59),
+    max_batch=st.integers(1, 1000),
+    concurrency=st.integers(0, 1000),
+    replicas=st.integers(0, 1000),
+    limit_fraction=st.floats(0, 1),
+)
+CASCADES = st.builds(
+    Cascade,
+    upstream=st.text(max_size=8),
+    confidence=st.floats(0, 1),
+    audit_fraction=st.floats(0, 1),
+    margin=st.floats(0, 1),
+)
+
 SPECIAL: dict[type, st.SearchStrategy] = {
+    Cascade: CASCADES,
     Knob: knobs(),
     Measurement: measurements(),
     Reading: readings(source=Source.ESTIMATED, sensor="cpu-model"),
-    ServingSetting: st.builds(
-        ServingSetting,
-        window_s=st.floats(0, 59),
-        max_batch=st.integers(1, 1000),
-        concurrency=st.integers(0, 1000),
-        replicas=st.integers(0, 1000),
-        limit_fraction=st.floats(0, 1),
+    ServingOptions: st.builds(
+        ServingOptions,
+        upstreams=st.lists(st.text(max_size=8), max_size=2).map(tuple),
+        setting=SETTINGS,
+        p99_s=st.none() | positive(),
+        control=st.booleans(),
+        cache_bytes=st.integers(0, 1 << 40),
+        semantic=st.none() | st.floats(1e-6, 1),
+        semantic_url=st.text(max_size=8),
+        cascade=st.none() | CASCADES,
     ),
+    ServingSetting: SETTINGS,
     Setting: settings_of(),
     Trial: trials(),
     Work: st.builds(Work, unit=st.text(max_size=5), quantity=positive()),

@@ -23,6 +23,7 @@ from negawatt.hardware.host import this_host
 from negawatt.metering import session
 from negawatt.metering.recording import CURVE_POINTS, Recording, halved
 from negawatt.metering.run import shared_meter
+from negawatt.metering.select import open_best
 from negawatt.metering.sensors.rapl import RaplSensor
 from negawatt.metering.session import Meter
 from negawatt.testing import ManualClock, ScriptedSensor, SimulatedPowercap
@@ -252,22 +253,38 @@ class Unruly(ScriptedSensor):
 
 
 def test_an_error_in_the_background_is_kept_and_raised() -> None:
-    """What fails in the poller is not swallowed: readings and stop raise it, whatever a plug-in raised."""
-    failing = ScriptedSensor(script=STEPS, clock=time.perf_counter, period_s=0.02)
-    meter = Meter.of([failing])
-    window = meter.start()
-    object.__setattr__(failing, "fails_at_s", 0.0)
-    until(lambda: window._recording._error is not None)
-    object.__setattr__(failing, "fails_at_s", math.inf)
-    with pytest.raises(SensorError, match="fails from"):
-        window.readings()
-    with pytest.raises(SensorError, match="fails from"):
-        window.stop()
+    """States that the poller cannot subtract are not swallowed: stop raises it, whatever a plug-in raised."""
     unruly = Meter.of([Unruly(script=STEPS, clock=time.perf_counter, period_s=0.02)])
     window = unruly.start()
     until(lambda: window._recording._error is not None)
     with pytest.raises(SensorError, match="ZeroDivisionError: float division by zero"):
         window.stop()
+
+
+def test_a_read_that_fails_in_between_leaves_a_flag() -> None:
+    """What is counted goes on from the last good state; the window says that it was blind, unless it need not look."""
+    clock = ManualClock()
+    failing = ScriptedSensor(script=[(0.0, 10.0)], clock=clock, period_s=1.0)
+    patient = ScriptedSensor(script=[(0.0, 10.0)], clock=clock, name="patient", scope="gpu:0")
+    meter = Meter(open_best({"scripted": failing, "patient": patient}, this_host()), clock, background=False)
+    window = meter.start()
+    clock.advance(0.5)
+    meter.poll()
+    object.__setattr__(failing, "fails_at_s", 0.0)
+    clock.advance(0.5)
+    meter.poll()
+    with pytest.raises(SensorError, match="fails from"):
+        window.readings()
+    object.__setattr__(failing, "fails_at_s", math.inf)
+    for end in (meter.poll, window.stop):
+        clock.advance(0.5)
+        end()
+        readings = {reading.scope: reading for reading in window.readings()}
+        assert all(reading.energy_j == pytest.approx(10 * clock()) for reading in readings.values())
+        (flag,) = readings["cpu:0/package"].flags
+        assert "could not be read for a while (sensor 'scripted' fails from 0.0 s on" in flag
+        assert readings["gpu:0"].flags == ()
+    meter.close()
 
 
 def test_the_user_s_error_comes_before_the_sensor_s() -> None:

@@ -31,9 +31,9 @@ def test_promises_that_are_none(text):
         parse_promise(text)
 
 
-@pytest.mark.parametrize(("text", "time_s"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("2d", 172800)])
+@pytest.mark.parametrize(("text", "time_s"), [("90", 90), ("90s", 90), ("50ms", 0.05), ("10m", 600), ("2d", 172800)])
 def test_durations(text, time_s):
-    """Seconds by default; s, m, h and d otherwise."""
+    """Seconds by default; ms, s, m, h and d otherwise."""
     assert parse_duration_s(text) == time_s
 
 

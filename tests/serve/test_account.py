@@ -192,6 +192,92 @@ def test_presumed_joules_are_marked_and_made_up_for():
     assert [bill.presumed for bill in account.look(4.0, 70.0)] == [False]
 
 
+def one_by_one(account: Account, begin_s: float, meter_j: list[float | None]) -> list[Bill]:
+    """The bills of requests of 0.1 s, one after the other, the meter read at the end of each; None: it cannot be."""
+    bills = []
+    for i, shown_j in enumerate(meter_j):
+        account.end(account.begin(begin_s + i / 10), begin_s + (i + 1) / 10)
+        bills += (
+            account.presume(begin_s + (i + 1) / 10)
+            if shown_j is None
+            else account.look(begin_s + (i + 1) / 10, shown_j)
+        )
+    return bills
+
+
+def test_nobody_gets_nothing_for_sure_while_the_meter_catches_up():
+    """Behind a guess that was too high, and after readings go back, 0 J are in doubt by what is usual, and no power."""
+    account = Account(0.0)
+    one_by_one(account, 0.0, [10.0 * i for i in range(1, 11)])
+    one_by_one(account, 1.0, [None] * 10)  # 100 W are presumed, and 20 W were drawn
+    bills = one_by_one(account, 2.0, [120.0 + 10 * i for i in range(1, 13)])
+    late = [bill for bill in bills if bill.energy_nj == 0]
+    assert len(late) == 8
+    assert all(bill.presumed and bill.doubt_nj == pytest.approx(10 * NANO) for bill in late)
+    assert [bill.presumed for bill in bills] == [True] * 8 + [False] * 4  # the eighth catches up
+    assert account.power_w == pytest.approx(100.0)
+    bills = one_by_one(account, 3.2, [240.0 - 50 + 10 * i for i in range(1, 9)])
+    assert [bill.presumed for bill in bills] == [True] * 5 + [False] * 3
+    assert account.power_w == pytest.approx(100.0)
+
+
+def test_zeros_of_a_meter_that_is_behind_are_no_idle_power():
+    """After a guess that was too high, the idle power is what is drawn, not the nothing that was paid."""
+    account = Account(0.0)
+    account.look(1.0, 10.0)
+    for i in range(2, 60):
+        account.presume(float(i))
+    for i in range(60, 700):
+        account.look(float(i), 10.0 + 2 * (i - 59))
+        assert account.idle_w >= 2.0
+    assert account.idle_w == pytest.approx(2.0)
+
+
+def test_a_rounded_meter_does_not_go_back():
+    """Sums of floats differ by some nanojoules, which is no reason to doubt a bill."""
+    account = Account(0.0)
+    account.look(1.0, 10.0)
+    (bill,) = one_by_one(account, 1.0, [10.0 - 1e-8])
+    assert not bill.presumed
+
+
+def test_a_counter_slower_than_the_looks_tells_its_mean():
+    """Of a counter that moves ten times a second, looks that see it stand still do not count by themselves."""
+    account, powers = Account(0.0), []
+    for i in range(1, 101):
+        at_s = 0.07 * i
+        ticket = account.begin(at_s - 0.07)
+        powers.append(account.so_far(ticket, at_s).energy_nj / NANO / 0.07)
+        account.end(ticket, at_s)
+        account.look(at_s, 10.0 * int(at_s / 0.1 + 1e-9))  # 100 W
+    assert all(80 <= power <= 120 for power in powers[10:])
+    before_nj = account.sums.total_nj
+    account.end(account.begin(7.0), 8.0)
+    account.presume(8.0)
+    assert (account.sums.total_nj - before_nj) / NANO == pytest.approx(100, rel=0.3)
+
+
+def test_a_first_look_that_sees_nothing_tells_no_power():
+    """A counter that has not moved yet is not one of a machine that draws nothing."""
+    account = Account(0.0)
+    account.look(0.02, 0.0)
+    assert (account.idle_w, account.power_w) == (None, None)
+    account.look(1.02, 10.2)
+    assert account.idle_w == pytest.approx(10.0)
+
+
+def test_joules_that_come_late_are_no_idle_power():
+    """What a lagging meter shows behind a request is drawn by the request."""
+    account = Account(0.0)
+    account.look(1.0, 10.0)
+    for i in range(3):
+        begin_s, begin_j = 1.0 + 1.5 * i, 10.0 + 55 * i
+        account.end(account.begin(begin_s), begin_s + 0.5)
+        account.look(begin_s + 0.5, begin_j + 5)
+        account.look(begin_s + 1.5, begin_j + 55)
+    assert account.idle_w == pytest.approx(10.0)
+
+
 def test_a_request_ends_once():
     """A second end is an error: it would pay twice."""
     account = Account(0.0)

@@ -189,6 +189,24 @@ def test_the_batcher_learns_how_many_items_upstream_takes() -> None:
     assert max(len(given) for given in server.asked if isinstance(given, list)) == 2
 
 
+def test_a_limit_on_items_is_tried_again() -> None:
+    """What upstream refused may have been too long, not too many: after 64 full batches a larger one is sent."""
+    server = Embedder(0.005, most=2)
+    stage = batcher(server, max_batch=4)
+
+    async def work() -> None:
+        await behind_another(stage, *(embed(text) for text in "abcd"))
+        server.most = 100
+        server.calls.clear()
+        for _ in range(40):
+            await behind_another(stage, *(embed(text) for text in "abcd"))
+
+    run(work())
+    sizes = [len(given) for given in server.asked if isinstance(given, list)]
+    assert sizes[:60] == [2] * 60
+    assert max(sizes) == 3
+
+
 @pytest.mark.parametrize(("status", "calls"), [(502, 4), (503, 2), (504, 2)])
 def test_a_call_that_upstream_does_not_answer(status: int, calls: int) -> None:
     """Cut off: each is sent alone. Too busy or too slow: all are told, as asking again would make it worse."""

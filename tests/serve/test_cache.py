@@ -145,6 +145,12 @@ def test_an_answer_may_vary_by_what_is_in_the_key() -> None:
     assert run(one_by_one(Cache(server, MB), *asked)) == [{"call": 1}, {"call": 1}, {"call": 2}]
 
 
+def test_an_age_that_is_no_number_is_none() -> None:
+    """A superscript two is a digit to Unicode, and no number: the answer is not kept."""
+    server = Chat((b"cache-control", b"max-age=\xb2"))
+    assert run(one_by_one(Cache(server, MB), chat(), chat())) == [{"call": 1}, {"call": 2}]
+
+
 @pytest.mark.parametrize("status", [201, 204, 400, 404, 429, 500])
 def test_only_status_200_is_kept(status: int) -> None:
     """A refusal may be gone the next time."""

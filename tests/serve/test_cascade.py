@@ -98,6 +98,65 @@ def test_logprobs_that_the_client_asked_for_stay() -> None:
     assert len(content(answer)["choices"][0]["logprobs"]["content"]) == 3
 
 
+def test_a_completion_that_asks_for_0_logprobs_has_asked() -> None:
+    """It wants those of the tokens that were drawn, and of no others."""
+    small = Model("small")
+    told = reply({"choices": [{"text": "small", "logprobs": {"token_logprobs": [-0.01]}}]})
+
+    async def tells(exchange: Exchange) -> Answer:
+        await small(exchange)
+        return told
+
+    answer = run(cascade(tells, Model("large"))(chat("/v1/completions", logprobs=0)))
+    assert small.asked[0]["logprobs"] == 0
+    assert answer.body == told.body
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"choices": [{"text": "a", "logprobs": {"token_logprobs": [-0.01]}}], "x": 1e999}',
+        b'{"choices": [{"text": "a", "logprobs": {"token_logprobs": [-1e999, 1e999]}}]}',
+    ],
+)
+def test_numbers_that_no_double_holds_hand_over(said: bytes) -> None:
+    """The small model's answer cannot be written again, or its confidence not be told: the large one is asked."""
+
+    async def small(_: Exchange) -> Answer:
+        return reply(said)
+
+    answer = run(cascade(small, Model("large"))(chat("/v1/completions")))
+    assert content(answer)["choices"][0]["text"] == "large"
+
+
+CLIENTS = ((b"authorization", b"Bearer k"), (b"cookie", b"a=b"), (b"x-api-key", b"k"), (b"traceparent", b"00-1"))
+
+
+@pytest.mark.parametrize("same_party", [False, True])
+def test_credentials_go_to_the_large_models_party_only(*, same_party: bool) -> None:
+    """A small model elsewhere gets the body and no credentials, be they headers or in the query; the large one all."""
+    seen: list[Exchange] = []
+
+    async def small(exchange: Exchange) -> Answer:
+        seen.append(exchange)
+        return reply({}, 401)
+
+    async def large(exchange: Exchange) -> Answer:
+        seen.append(exchange)
+        return reply({})
+
+    stage = Cascade(small, large, Options(upstream="http://small"), Random(1), same_party=same_party)
+    run(stage(post(CHAT + "?key=k", {"model": "big"}, *CLIENTS)))
+    given = dict(seen[0].headers)
+    assert {name for name, _ in CLIENTS if name in given} == (
+        {name for name, _ in CLIENTS} if same_party else {b"traceparent"}
+    )
+    assert seen[0].target == (CHAT + ("?key=k" if same_party else "")).encode()
+    assert (given[b"content-type"], int(given[b"content-length"])) == (b"application/json", len(seen[0].body))
+    assert set(CLIENTS) <= set(seen[1].headers)
+    assert stage._failures == (0 if same_party else 1)  # elsewhere a lock is nobody's fault but the gateway's
+
+
 def test_an_unsure_small_model_hands_over() -> None:
     """The large model gets the request as the client sent it."""
     small, large = Model("small", 0.5), Model("large")

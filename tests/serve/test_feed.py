@@ -12,7 +12,7 @@ import pytest
 
 from negawatt.core.placement import Declared, Site
 from negawatt.core.reading import Source
-from negawatt.core.serving import Outcome, Served
+from negawatt.core.serving import AUDIT, Outcome, Served
 from negawatt.ledger.spool import shared_spool
 from negawatt.ledger.store import Ledger
 from negawatt.metering.run import LiveRun
@@ -126,6 +126,69 @@ def test_a_failing_sensor_is_told_and_survived(clock: ManualClock, caplog: pytes
     assert len(caplog.records) == 1
     assert "presumed" in caplog.text
     assert feed.close().fault
+
+
+class Stuck(ScriptedSensor):
+    """A sensor whose reads do not come back while a gate is closed."""
+
+    gate = threading.Event()
+
+    def snapshot(self) -> float:
+        self.gate.wait()
+        return super().snapshot()
+
+
+def test_a_read_that_hangs_holds_no_request(clock: ManualClock):
+    """Requests are settled by what is presumed, bodies go at once, and the gateway can be closed."""
+    Stuck.gate.set()
+    sensor = Stuck(script=[(0.0, 10.0)], clock=clock)
+    feed = Feed(LiveRun("gateway", meter=Meter.of([sensor], clock=clock)), clock=clock, background=False)
+    feed._read._patience_s = 0.02
+    clock.advance(1.0)
+    feed.look()
+    Stuck.gate.clear()
+    one = exchange("a", clock)
+    feed.begin(one)
+    clock.advance(2.0)
+    feed.end(one, 200)
+    assert one.body == b""
+    feed.look()
+    assert (one.cost.energy_j, one.cost.source) == (pytest.approx(20.0), Source.ESTIMATED)
+    assert "has not come back" in feed.state.fault
+    assert feed.close() is None
+    Stuck.gate.set()
+    feed.run.stop()
+
+
+def test_audits_are_no_work(clock: ManualClock):
+    """A cascade's audit costs joules, and nobody was served."""
+    rows: list[Served] = []
+    feed = Feed(scripted(clock, [(0.0, 10.0)]), sinks=[rows.extend], clock=clock, background=False)
+    one = exchange("a", clock, target=AUDIT.encode())
+    one.tokens_out = 7
+    feed.begin(one)
+    clock.advance(1.0)
+    feed.end(one, 200)
+    run = feed.close()
+    assert (rows[0].audit, rows[0].cost.energy_j) == (True, pytest.approx(10.0))
+    assert run is not None
+    assert run.work == ()
+
+
+def test_one_failed_look_of_the_meter_s_own_passes():
+    """A gateway runs for weeks: metering goes on after it."""
+    sensor = ScriptedSensor(script=[(0.0, 10.0)], clock=time.perf_counter, period_s=0.02)
+    run = LiveRun("gateway", meter=Meter.of([sensor]))
+    feed = Feed(run, background=False)
+    object.__setattr__(sensor, "fails_at_s", 0.0)
+    time.sleep(0.1)
+    feed.look()
+    assert "fails from" in feed.state.fault
+    object.__setattr__(sensor, "fails_at_s", float("inf"))
+    feed.look()
+    assert feed.state.fault == ""
+    assert any("could not be read for a while" in flag for flag in feed.state.readings[0].flags)
+    assert feed.close().host_energy_j is not None
 
 
 def test_a_broken_sink_does_not_stop_the_others(clock: ManualClock, caplog: pytest.LogCaptureFixture):

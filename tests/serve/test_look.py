@@ -18,8 +18,9 @@ def reading(scope: str, energy_j: float, sensor: str = "a", **more: object) -> R
 
 
 def bill(energy_j: float, time_s: float, own_s: float, *, presumed: bool = False) -> Bill:
-    ticket = Ticket(0, 0)
-    return Bill(ticket=ticket, energy_nj=round(energy_j * NANO), time_s=time_s, own_s=own_s, presumed=presumed)
+    nj = round(energy_j * NANO)
+    doubt_nj = 2 * nj if presumed else 0
+    return Bill(ticket=Ticket(0, 0), energy_nj=nj, time_s=time_s, own_s=own_s, presumed=presumed, doubt_nj=doubt_nj)
 
 
 def test_a_look_has_the_error_of_the_sum_of_its_readings():
@@ -58,11 +59,11 @@ def test_a_random_error_that_grows_counts_by_time():
 
 
 def test_presumed_joules_may_be_all_wrong():
-    """Their cost is estimated, with a standard deviation as large as they are."""
+    """Their cost is estimated, with the doubt of the bill as its standard deviation."""
     errors = Errors(0.0)
     errors.see(1.0, Look.of([reading("cpu", 5.0)]))
     cost = errors.cost(bill(10.0, 1.0, 1.0, presumed=True), None)
-    assert (cost.energy_sd_j, cost.source, cost.carbon_g) == (10.0, Source.ESTIMATED, None)
+    assert (cost.energy_sd_j, cost.source, cost.carbon_g) == (20.0, Source.ESTIMATED, None)
 
 
 def test_without_a_look_there_is_no_cost():

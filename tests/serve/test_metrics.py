@@ -6,11 +6,10 @@ import time
 from dataclasses import replace
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from negawatt.core.reading import Source
-from negawatt.core.serving import Cost, Outcome, Served, ServingSetting
+from negawatt.core.serving import AUDIT, Cost, Outcome, Served, ServingSetting
 from negawatt.metering.run import LiveRun
 from negawatt.metering.session import Meter
 from negawatt.serve.exchange import Exchange
@@ -69,6 +68,25 @@ def test_kinds_and_what_is_open_are_the_meters_total():
     served.feed.close()
 
 
+def test_an_audit_costs_joules_and_is_no_request():
+    """What a cascade asks for itself is in the model's joules, and in no count."""
+    served = Served3()
+    cost = Cost(energy_j=5.0, energy_sd_j=0.1, source=Source.COUNTER, carbon_g=None)
+    served.metrics([replace(row_of(served), path=AUDIT, cost=cost)])
+    values = served.values()
+    assert values["negawatt_requests_total", "m/answered"] == 1
+    assert values["negawatt_tokens_total", "input/m"] == 6
+    assert values["negawatt_request_duration_seconds_count", ""] == 2
+    assert values["negawatt_request_energy_joules_total", "m"] == pytest.approx(11.0)
+    served.feed.close()
+
+
+def row_of(served: Served3) -> Served:
+    row = served.feed.served("a")
+    assert row is not None
+    return row
+
+
 def test_requests_tokens_durations_and_settings():
     """Each in its base unit, under the names that the documentation gives."""
     served = Served3()
@@ -86,15 +104,6 @@ def test_requests_tokens_durations_and_settings():
     assert values["negawatt_setting", "max_batch"] == 8
     assert values["negawatt_meter_info", "cpu:0/package/scripted/counter"] == 1
     assert not any(name == "negawatt_carbon_grams_total" for name, _ in values)
-    served.feed.close()
-
-
-def test_openmetrics_where_it_is_asked_for():
-    """The strict parser reads it, and the content type says so."""
-    served = Served3()
-    text, content_type = served.metrics.page("application/openmetrics-text; version=1.0.0")
-    assert content_type.startswith("application/openmetrics-text")
-    assert {family.name for family in parse_openmetrics(text.decode())} >= {"negawatt_energy_joules", "negawatt_meter"}
     served.feed.close()
 
 

@@ -43,6 +43,8 @@ class Bench:
 class Diary:
     """A sleeper that writes down what it is asked for; each takes a moment, and may fail."""
 
+    answers_asleep = True
+
     def __init__(self, workers: tuple[Worker, ...], time_s: float = 0.0, fails: int = 0) -> None:
         self.lines: list[str] = []
         self.workers, self.time_s, self.fails = workers, time_s, fails
@@ -347,6 +349,44 @@ def test_a_replica_that_does_not_wake_is_tried_again(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         run(test)
     assert "replica 1 was not woken: replica 1 sleeps on; shake it" in caplog.text
+
+
+def test_a_wake_that_fails_takes_nobody_out_who_answers() -> None:
+    """A command may fail because there is nothing to wake: at the start, or after somebody did it by hand."""
+
+    async def test() -> None:
+        a, b = workers = Worker("a"), Worker("b")
+        bench, diary = Bench(a, b), Diary(workers, fails=2)
+        diary.answers_asleep = False
+        bench.pool = Pool(workers, lambda: bench.setting, sleeper=diary)
+        bench.pool.start()
+        await until(lambda: bench.states == [State.AWAKE, State.AWAKE])
+        assert all(one.reachable for one in bench.pool.stats.replicas)
+        assert sorted(await asyncio.gather(*(bench.ask() for _ in range(4)))) == ["a", "a", "b", "b"]
+        assert "replica 1 answers, though its waking failed" in " ".join(bench.pool.stats.notes)
+        await bench.pool.close()
+        assert diary.lines == ["wake 0", "wake 1"]  # and nothing is left to wake
+
+    run(test)
+
+
+def test_a_request_waits_for_the_replacement_that_falls_asleep() -> None:
+    """When the only one awake fails at that moment: the other is woken again, and the request is served by it."""
+
+    async def test() -> None:
+        a, b = workers = Worker("a"), Worker("b")
+        bench, diary = Bench(a, b), Diary(workers, time_s=0.05)
+        bench.pool = Pool(workers, lambda: bench.setting, sleeper=diary)
+        bench.pool.start()
+        await until(lambda: bench.states == [State.AWAKE, State.AWAKE])
+        bench.set(replicas=1)
+        bench.pool.adjust()
+        assert bench.states == [State.AWAKE, State.FALLING]
+        a.down = True
+        assert await asyncio.gather(*(bench.ask() for _ in range(4))) == ["b"] * 4
+        await bench.pool.close()
+
+    run(test)
 
 
 def test_without_a_sleeper_replicas_only_rest() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -87,6 +88,36 @@ def test_a_limit_that_is_held_is_renewed(tmp_path: Path, monkeypatch: pytest.Mon
         assert not any("power limit at" in name for name in turning.told()["levels"])
         await turning.close()
         assert machine.limits_w == [99.0, 125.0]
+
+    run(test)
+
+
+def test_a_device_that_hangs_is_doubted_and_put_back_when_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The safe setting holds meanwhile; what was on its way to the device comes before the putting back."""
+    monkeypatch.setattr(turning_module, "_WRITE_S", 0.1)
+    machine, stuck = Machine(tmp_path), threading.Event()
+
+    async def test() -> None:
+        turning = limited(machine)
+        lease = turning._power._hand
+        really = lease.set
+
+        def hangs(address: str, value: float) -> float:
+            stuck.wait(10.0)
+            return really(address, value)
+
+        monkeypatch.setattr(lease, "set", hangs)
+        turning.start()
+        await until(lambda: any("not put back yet" in note for note in turning.told()["notes"]), within_s=2.0)
+        assert "has not answered for 0.1 s" in turning.told()["note"]
+        assert (turning.told()["power_limit"], turning.told()["level"]) == (None, 0)
+        assert machine.limits_w == [125.0, 125.0]
+        stuck.set()
+        await until(turning._writing.done)
+        assert machine.limits_w == [125.0, 125.0]
+        await turning.close()
 
     run(test)
 

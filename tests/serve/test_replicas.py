@@ -12,7 +12,7 @@ from negawatt.core.errors import UsageError
 from negawatt.core.serving import ServingSetting
 from negawatt.serve.exchange import Answer
 from negawatt.serve.pool import Pool
-from negawatt.serve.replicas import Commands, Pausing, SleepError, State, VllmSleep, sleeper_of
+from negawatt.serve.replicas import Commands, SleepError, State, VllmSleep, sleeper_of
 from negawatt.serve.upstream import Upstream
 from serve.servers import Worker, request, run, server_process, until
 
@@ -23,8 +23,7 @@ def stopped(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the kernel's process states")
-@pytest.mark.parametrize("way", ["commands", "pausing"])
-def test_real_processes_are_stopped_and_woken(way: str, tmp_path: Path) -> None:
+def test_real_processes_are_stopped_and_woken(tmp_path: Path) -> None:
     """The second of two small servers sleeps while it is not wanted, serves again after it, and is left awake."""
 
     async def test() -> None:
@@ -35,11 +34,7 @@ def test_real_processes_are_stopped_and_woken(way: str, tmp_path: Path) -> None:
             sleeper = Commands(sleep=kill % "STOP", wake=kill % "CONT")
             upstreams = [Upstream(first_url), Upstream(second_url)]
             setting = ServingSetting(replicas=1)
-            pool = Pool(
-                upstreams,
-                lambda: setting,
-                sleeper=sleeper if way == "commands" else Pausing([first.pid, second.pid]),
-            )
+            pool = Pool(upstreams, lambda: setting, sleeper=sleeper)
             pool.start()
             await until(lambda: stopped(second.pid))
             assert not stopped(first.pid)
@@ -84,6 +79,48 @@ def test_a_command_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     run(test)
 
 
+def test_a_command_that_was_begun_ends_though_nobody_waits_any_more(tmp_path: Path) -> None:
+    """A gateway that is told to stop, even twice, does not leave half a wake behind; the probe it was for is over."""
+    done = tmp_path / "done"
+    commands = Commands(sleep="true", wake=f"sh -c 'sleep 0.4; echo > {done}'")
+
+    async def test() -> None:
+        waking = asyncio.create_task(commands.wake(Worker(), 0))
+        for _ in range(2):
+            await asyncio.sleep(0.1)
+            waking.cancel()
+        assert isinstance((await asyncio.gather(waking, return_exceptions=True))[0], asyncio.CancelledError)
+        assert done.exists()
+
+    run(test)
+
+
+def test_a_replica_is_put_to_sleep_only_when_the_wake_before_has_ended(tmp_path: Path) -> None:
+    """A request gets through while the probe's command still runs, and then fewer replicas are wanted."""
+    diary = tmp_path / "diary"
+    hook = f"""sh -c 'echo $0 $1 >> {diary}; sleep 0.2; echo $0 $1 done >> {diary}' %s {{index}}"""
+
+    async def test() -> None:
+        workers = Worker("a"), Worker("b")
+        setting = ServingSetting()
+        pool = Pool(workers, lambda: setting, sleeper=Commands(sleep=hook % "sleep", wake=hook % "wake"))
+        pool.start()
+        await until(lambda: all(one.state is State.AWAKE for one in pool.stats.replicas))
+        diary.write_text("")
+        second = pool._replicas[1]
+        second.must_wake = True
+        pool._failed(second, "for this test")
+        await until(lambda: "wake 1" in diary.read_text())
+        pool._recovered(second)
+        setting = ServingSetting(replicas=1)
+        await until(lambda: pool.stats.replicas[1].state is State.ASLEEP)
+        assert diary.read_text().splitlines() == ["wake 1", "wake 1 done", "sleep 1", "sleep 1 done"]
+        await pool.close()
+        assert diary.read_text().splitlines()[4:] == ["wake 1", "wake 1 done"]
+
+    run(test)
+
+
 @pytest.mark.parametrize(("wake", "sleep"), [("", "true"), ("true", ""), ("true", "echo 'open")])
 def test_commands_come_in_pairs_that_can_be_taken_apart(wake: str, sleep: str) -> None:
     """Half of a pair would put replicas to sleep for good."""
@@ -118,5 +155,9 @@ def test_vllm_is_asked_by_its_own_api() -> None:
         server.health = 404
         with pytest.raises(SleepError, match="gave 404"):
             await VllmSleep().sleep(server, 0)
+        await VllmSleep().wake(server, 0)  # what cannot sleep is awake
+        server.health = 500
+        with pytest.raises(SleepError, match="gave 500"):
+            await VllmSleep().wake(server, 0)
 
     run(test)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from standins import content, in_pieces, post, reply, run
 
-from negawatt.core.errors import UsageError
 from negawatt.core.serving import Outcome
 from negawatt.serve.exchange import Answer, Exchange
 from negawatt.serve.semantic import HttpEmbed, Semantic
@@ -128,12 +127,6 @@ def test_memory_is_bounded() -> None:
     kind = next(iter(large._kinds._kept.values())).value
     assert len(kind.answers) == len(kind.vectors) == 1024
     assert kind.size == sum(len(answer.body) + 1000 for answer, _ in kind.answers)
-
-
-def test_a_threshold_outside_its_range_is_refused() -> None:
-    """A cosine of 0 would give anybody any answer."""
-    with pytest.raises(UsageError, match="a semantic threshold of 0"):
-        Semantic(Chat(), angle, 0.0, MB)
 
 
 def test_the_embedding_comes_over_http(caplog: pytest.LogCaptureFixture) -> None:

@@ -84,6 +84,14 @@ def get(url, body=None, **headers):
             return error.code, error.headers, error.read()
 
 
+def appears(path):
+    """Wait until a file is there."""
+    until_s = time.monotonic() + 15
+    while not path.exists():
+        assert time.monotonic() < until_s, path
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 def test_the_whole_way():
     """Through a process: headers, settled rows, metrics, the summary, exit code 0, a ledger without secrets."""
@@ -166,6 +174,32 @@ def test_a_second_signal_cuts_calls_off_and_accounts_them():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_no_signal_cuts_off_what_is_put_back(number, tmp_path):
+    """Signals while a replica is woken again are answered with a line, and the waking ends."""
+    begun, done, wake = tmp_path / "begun", tmp_path / "done", tmp_path / "wake.sh"
+    wake.write_text(f"touch {begun}\nsleep 1.5\ntouch {done}\n")
+    options = ["--replicas", "1", "--wake", f"sh {wake}", "--sleep", f"touch {tmp_path}/asleep"]
+    with (
+        server(says(answer())) as upstream,
+        server(says(answer())) as another,
+        started("--upstream", upstream, "--upstream", another, *options) as (process, _, lines),
+    ):
+        appears(tmp_path / "asleep")
+        begun.unlink(missing_ok=True)  # replicas are woken at the beginning, too
+        done.unlink(missing_ok=True)
+        process.send_signal(number)
+        appears(begun)
+        for _ in range(2):
+            process.send_signal(number)
+            time.sleep(0.2)
+        assert not done.exists()
+    assert done.exists()
+    assert process.returncode == 0, lines
+    assert "putting back" in "".join(lines)
+
+
+@pytest.mark.slow
 def test_an_upstream_that_is_down_at_the_start_is_a_warning():
     """The gateway goes on, says so, and answers 502 until upstream is there."""
     with socket.socket() as sock:
@@ -189,7 +223,10 @@ def test_an_upstream_that_is_down_at_the_start_is_a_warning():
         (["--control", "--p99", "200ms", "--limit-power"], {"batcher", "pool"}),
         (["--cache", "1MB", "--semantic", "0.9", "--semantic-url", "{url}/v1/embeddings"], {"cache", "semantic"}),
         (["--max-batch", "4", "--window", "2ms", "--concurrency", "2"], {"batcher", "pool"}),
-        (["--upstream", "{url}", "--replicas", "1", "--wake", "true {{url}}", "--sleep", "true {{index}}"], {"pool"}),
+        (
+            ["--upstream", "{url}/v1", "--replicas", "1", "--wake", "true {{url}}", "--sleep", "true {{index}}"],
+            {"pool"},
+        ),
     ],
 )
 def test_every_lever_has_its_place_in_the_chain(options, stages):

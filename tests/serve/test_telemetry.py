@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from negawatt.core.errors import UsageError
 from negawatt.core.serving import Outcome
@@ -30,7 +29,6 @@ class Collector(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.metrics: list[Any] = []
-        self.spans: list[Any] = []
         self.resources: list[dict[str, Any]] = []
 
     @property
@@ -58,9 +56,6 @@ class _Handler(BaseHTTPRequestHandler):
             for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
                 self.server.resources.append(plain(resource.resource.attributes))
                 self.server.metrics += [metric for scope in resource.scope_metrics for metric in scope.metrics]
-        elif self.path == "/v1/traces":
-            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                self.server.spans += [span for scope in resource.scope_spans for span in scope.spans]
         self.send_response(200)
         self.send_header("content-length", "0")
         self.end_headers()
@@ -84,7 +79,7 @@ def collector() -> Iterator[Collector]:
     collector.server_close()
 
 
-def serve(url: str, *, traces: bool = False) -> None:
+def serve(url: str) -> None:
     """A gateway's feed on a GPU of 30 W and a host of 100 W, with one request answered and one failed."""
     clock = ManualClock()
     meters = [
@@ -92,7 +87,7 @@ def serve(url: str, *, traces: bool = False) -> None:
         ScriptedSensor(script=[(0.0, 20.0)], clock=clock, name="cpu", scope="cpu:0/package"),
     ]
     run = LiveRun("gateway", meter=Meter.of(meters, clock=clock))
-    sent = Telemetry(url, lambda: feed.state, began_s=0.0, traces=traces, interval_s=60.0)
+    sent = Telemetry(url, lambda: feed.state, began_s=0.0, interval_s=60.0)
     feed = Feed(run, sinks=[sent], clock=clock, background=False)
     for name, outcome in (("a", Outcome.ANSWERED), ("b", Outcome.FAILED)):
         one = Exchange(
@@ -161,27 +156,11 @@ def test_tokens_as_the_conventions_have_them(collector: Collector):
     }  # fmt: skip
 
 
-def test_a_span_per_request(collector: Collector):
-    """With its tokens, joules and error, its own times, and nothing that a client would keep secret."""
-    serve(collector.url, traces=True)
-    good, bad = collector.spans
-    attributes = plain(good.attributes)
-    assert good.name == "chat small"
-    assert good.end_time_unix_nano - good.start_time_unix_nano == pytest.approx(1e9, rel=1e-6)
-    assert attributes["gen_ai.usage.input_tokens"] == 10
-    assert attributes["gen_ai.usage.output_tokens"] == 20
-    assert attributes["negawatt.request.energy_j"] == pytest.approx(50.0)
-    assert attributes["negawatt.request.energy_sd_j"] > 0
-    assert attributes["negawatt.request.source"] == "counter"
-    assert plain(bad.attributes)["error.type"] == "502"
-    assert "secret" not in str(collector.spans)
-
-
 def test_a_collector_that_is_down_does_no_harm(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     """Requests go on, and it ends within its time."""
     monkeypatch.setattr(telemetry, "TIMEOUT_S", 0.5)
     begin_s = time.monotonic()
-    serve("http://127.0.0.1:9", traces=True)
+    serve("http://127.0.0.1:9")
     assert time.monotonic() - begin_s < 4
     assert "negawatt" not in {record.name for record in caplog.records}
 

@@ -22,6 +22,19 @@ def test_quantiles_are_within_a_hundredth(times_s, fraction):
     assert exact_s * (1 - 1e-9) <= got_s <= exact_s * 1.01 * (1 + 1e-9)
 
 
+@given(st.lists(st.floats(0.0, 1e5)), st.lists(st.floats(0.0, 1e5)))
+def test_what_was_removed_leaves_nothing(kept_s, gone_s):
+    """The distribution is that of the others alone."""
+    times, others = Times(), Times()
+    for time_s in gone_s + kept_s:
+        times.add(time_s)
+    for time_s in gone_s:
+        times.remove(time_s)
+    for time_s in kept_s:
+        others.add(time_s)
+    assert (times.count, times._bins) == (others.count, others._bins)
+
+
 def test_extremes_are_kept():
     """Nothing gives None; times below 10 µs and above hours are counted at the ends."""
     times = Times()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from negawatt.core.serving import Outcome
-from negawatt.serve.traffic import Traffic, p99
+from negawatt.serve import traffic as traffic_module
+from negawatt.serve.traffic import Traffic
 from serve.servers import Payer, request
 
 
@@ -35,20 +34,31 @@ def test_traffic_counts_what_had_work_done_and_passes_all_on() -> None:
         traffic.end(exchange, status)
     window = traffic.cut(2)
     assert (window.arrived, window.finished, window.late, window.failed, window.in_flight) == (7, 5, 2, 2, 1)
-    assert (traffic.arrived, traffic.p99_s) == (7, pytest.approx(0.7))
+    assert (traffic.arrived, traffic.p99_s) == (7, pytest.approx(0.7, rel=0.01))
     assert traffic.so_far(asked[-1]).energy_j == 1.0
     assert payer.begun == [exchange.id for exchange in asked]
     assert payer.ended == [(exchange.id, status) for exchange, (_, status, _) in zip(asked, ends, strict=False)]
+    assert window.times.quantile(0.99) == traffic.p99_s
     now[0] += 61.0
     assert traffic.p99_s is None
     assert traffic.cut(2).level == 2
 
 
-@given(st.lists(st.floats(0.0, 1e3), min_size=1))
-def test_p99_is_the_least_time_within_which_99_of_100_end(times_s: list[float]) -> None:
-    """By definition of the nearest rank."""
-    found = p99(times_s)
-    assert found in times_s
-    assert sum(time_s <= found for time_s in times_s) >= 0.99 * len(times_s)
-    assert sum(time_s < found for time_s in times_s) < 0.99 * len(times_s)
-    assert p99([]) is None
+def test_the_last_minute_forgets_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is older than a minute, or beyond the most times that are kept, counts no longer."""
+    monkeypatch.setattr(traffic_module, "_MOST_TIMES", 3)
+    now = [100.0]
+    traffic = Traffic(Payer(), p99_s=9.0, clock=lambda: now[0])
+
+    def ask(time_s: float) -> None:
+        exchange = request()
+        exchange.received_s = now[0] - time_s
+        traffic.begin(exchange)
+        traffic.end(exchange, 200)
+
+    for time_s in (8.0, 4.0, 2.0, 1.0):
+        ask(time_s)
+    assert traffic.p99_s == pytest.approx(4.0, rel=0.01)
+    now[0] += 61.0
+    ask(0.5)
+    assert traffic.p99_s == pytest.approx(0.5, rel=0.01)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import time
 
 import pytest
@@ -194,6 +195,39 @@ def test_what_follows_an_answer_is_not_taken_for_the_next():
     assert bodies == [b"[1]", b"[2]"]
 
 
+def test_a_connection_whose_request_has_not_gone_out_is_not_kept():
+    """A server that answers before it has read the body: the next request does not go out behind the rest of it."""
+    heads = []
+
+    async def early(head, reader, writer):
+        heads.append(writer)
+        writer.write(answer(b"[1]", status=b"413 Too Large" if len(heads) == 1 else b"200 OK"))
+        await writer.drain()
+        if len(heads) == 1:
+            await asyncio.sleep(0.2)
+
+    large = exchange(body=b"x" * (12 << 20))
+    assert [status for status, _, _ in ask(early, large, exchange())] == [413, 200]
+    assert len(set(heads)) == 2
+
+
+def test_an_answer_that_is_over_takes_no_piece_of_the_next():
+    """Its pieces have ended for good, although its connection serves another call by now."""
+
+    async def main():
+        async with origin(says(STREAM, chunk(b"a"), END)) as url:
+            upstream = Upstream(url)
+            first = (await upstream(exchange())).body
+            assert [piece async for piece in first] == [b"a"]
+            second = (await upstream(exchange())).body
+            assert second._connection is first._connection
+            assert [piece async for piece in first] == []
+            assert [piece async for piece in second] == [b"a"]
+            await upstream.close()
+
+    asyncio.run(main())
+
+
 def test_slow_servers_are_504():
     """No first byte, and no next byte within the limit."""
     for begin in (b"", b"HTTP/1.1 200 OK\r\n", STREAM + chunk(b"data: 1\n\n")):
@@ -376,36 +410,22 @@ def test_credentials_pass_and_are_logged_nowhere(caplog):
     assert all("s3cret" not in exchange_.path + exchange_.model for exchange_, _ in accounts.ended)
 
 
-def test_tls_is_verified(tmp_path):
-    """Over https the server's certificate has to be one that this host trusts; then all is as without."""
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    made = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "1",
-    ]
-    made += [
-        "-subj",
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=DNS:localhost",
-        "-keyout",
-        str(key),
-        "-out",
-        str(cert),
-    ]
+def certified(folder):
+    """A server's context of TLS and the file of its certificate."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl makes the certificate")
-    subprocess.run(made, check=True, capture_output=True)
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    named = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run([*made.split(), *named], check=True, capture_output=True)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(cert, key)
+    return context, cert
+
+
+def test_tls_is_verified(tmp_path):
+    """Over https the server's certificate has to be one that this host trusts; then all is as without."""
+    context, cert = certified(tmp_path)
 
     async def main(trust):
         async with origin(says(answer(b"[1]")), context) as url:
@@ -419,6 +439,41 @@ def test_tls_is_verified(tmp_path):
     assert asyncio.run(main(trust=True)) == [b"[1]", b"[1]"]
     with pytest.raises(UnreachableError, match=r"(?i)certificate"):
         asyncio.run(main(trust=False))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_body_that_ends_with_the_connection_may_not_be_cut_over_tls(tmp_path, whole):
+    """Without a length, only TLS's own farewell tells the end of a body from a cut (RFC 9112, 9.8)."""
+    uvloop = pytest.importorskip("uvloop")  # what the gateway runs on
+    context, cert = certified(tmp_path)
+
+    def serve(listener):
+        connection, _ = listener.accept()
+        with context.wrap_socket(connection, server_side=True) as secured:
+            secured.recv(9999)
+            secured.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n[1]")
+            if whole:
+                secured.unwrap()
+
+    async def main(port):
+        upstream = Upstream(f"https://localhost:{port}")
+        upstream._context = ssl.create_default_context(cafile=cert)
+        return (await upstream(exchange())).body
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        try:
+            if whole:
+                assert runner.run(main(listener.getsockname()[1])) == b"[1]"
+            else:
+                with pytest.raises(UpstreamError, match="closed the connection"):
+                    runner.run(main(listener.getsockname()[1]))
+        finally:
+            thread.join(5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -52,6 +53,9 @@ def command(plan_file: Path, out: Path | None, dry_run: bool, as_json: bool) -> 
             interval = percent_interval(one.saving.value, one.saving.low, one.saving.high)
             click.echo(f"  against the {one.against} default: {interval}")
         click.echo(f"  {one.held}: {one.reason}")
+        if one.gateway:
+            click.echo(f"  Serve it: negawatt gateway --options {shlex.quote(one.gateway)} --upstream URL")
+            click.echo("  before the server as set above, with one --upstream for each of its replicas")
     sys.exit(0 if all(one.held in (Held.HELD, Held.NOTHING_CLAIMED) for one in applied) else 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,6 +23,15 @@ class Outcome(StrEnum):
     """upstream gave no whole answer"""
     REFUSED = "refused"
     """the gateway did not pass it on: too large, too many, malformed"""
+
+    @property
+    def came_to_nothing(self) -> bool:
+        """Whether the client got no answer from it."""
+        return self in (Outcome.CANCELLED, Outcome.FAILED, Outcome.REFUSED)
+
+
+AUDIT = "/negawatt/audit"
+"""Path of a cascade's audits: they cost joules, and no client asked for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +90,15 @@ class Cascade:
     audit_fraction: float = 0.02
     margin: float = 0.05  # fraction of answers
 
+    def __post_init__(self) -> None:
+        if not all(0 <= part <= 1 for part in (self.confidence, self.audit_fraction, self.margin)):
+            raise UsageError(
+                f"a cascade with confidence {self.confidence}, audit_fraction {self.audit_fraction}, "
+                f"margin {self.margin}",
+                "each is a part of 1: beyond it the small model would be believed always, or never",
+                "give each from 0 to 1, such as confidence 0.9",
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingOptions:
@@ -106,6 +125,24 @@ class ServingOptions:
     semantic_url: str = ""
     semantic_model: str = ""
     cascade: Cascade | None = None
+
+    def __post_init__(self) -> None:
+        if self.semantic is not None and not 0 < self.semantic <= 1:
+            raise UsageError(
+                f"a semantic cache at a cosine of {self.semantic}",
+                "it is the least cosine of two texts that get the same answer",
+                "give one above 0 and up to 1, such as 0.95",
+            )
+        if self.cache_bytes < 0:
+            raise UsageError(
+                f"a response cache of {self.cache_bytes} bytes", "nothing fits into it", "give at least 0; 0: no cache"
+            )
+        if self.p99_s is not None and not 0 < self.p99_s < math.inf:
+            raise UsageError(
+                f"a promise (p99) of {self.p99_s} s",
+                "99 of 100 requests are to end within it, and none ends at once",
+                "give more than 0, such as 0.2 (--p99 200ms)",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,3 +196,8 @@ class Served:
     tokens_out: int | None
     shared: int
     cost: Cost
+
+    @property
+    def audit(self) -> bool:
+        """Whether it is a cascade's audit, which no client asked for."""
+        return self.path == AUDIT

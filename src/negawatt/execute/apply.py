@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from negawatt.core.workload import Phase, Split
 from negawatt.hardware.host import this_host
 from negawatt.ledger.store import Ledger
 from negawatt.search.bench import Bench, Event
+from negawatt.search.serving import OPTIONS
 from negawatt.search.worker import Setup
 from negawatt.verify.student import t_quantile
 
@@ -51,6 +52,7 @@ class Applied:
         saving: energy saved against the baseline's runs in the plan, with the interval for this single run; or None.
         held: what became of the plan's saving.
         reason: why, as a sentence.
+        gateway: file with the options of the gateway that the plan has before a server; "": it has none.
     """
 
     phase: Phase
@@ -59,10 +61,14 @@ class Applied:
     saving: Interval | None
     held: Held
     reason: str
+    gateway: str = ""
 
 
 def apply_plan(plan: Plan, out: Path, ledger: Ledger, watch: Callable[[Event], None]) -> tuple[Applied, ...]:
     """Run every phase of the plan's workload once under the plan's setting; record each in the ledger.
+
+    Of a server that is one replay of its calls: it is started under the plan, asked, and stopped. What the plan has
+    before it stays as a file, for `negawatt gateway --options FILE` before the server that goes on.
 
     Args:
         plan: what `negawatt plan` found.
@@ -76,9 +82,11 @@ def apply_plan(plan: Plan, out: Path, ledger: Ledger, watch: Callable[[Event], N
     """
     _check_plan(plan, out)
     sensors = {reading.sensor for t in plan.trials if t.measurement for reading in t.measurement.readings}
+    promise_s = next((phase.pace.p99_s for phase in plan.phases if phase.pace.served), None)
     setup = Setup(
-        path=Path(plan.path), quality_bound=plan.keep.bound, levers=_levers(plan), sensors=tuple(sorted(sensors))
-    )
+        path=Path(plan.path), quality_bound=plan.keep.bound, levers=_levers(plan), sensors=tuple(sorted(sensors)),
+        p99_s=promise_s,
+    )  # fmt: skip
     campaign = f"apply-{plan.created_utc}"
     with Bench(
         setup=setup, ledger=ledger, campaign=campaign, log=out / "workload.log", watch=watch,
@@ -90,7 +98,12 @@ def apply_plan(plan: Plan, out: Path, ledger: Ledger, watch: Callable[[Event], N
         state: Path | None = None
         for phase in plan.phases:
             _check_offered(phase.setting, offered, plan)
-            save_to = out / "model" if ready.persistent and phase.phase is Phase.TRAIN else None
+            options = out / "serving" / OPTIONS
+            if phase.phase is Phase.INFER:
+                options.unlink(missing_ok=True)  # of another plan
+                save_to = options.parent if ready.served else None
+            else:
+                save_to = out / "model" if ready.persistent else None
             trial = bench.trial(
                 phase.setting, split=Split.REPORT, seed=0, role=Role.APPLY, load_from=state, save_to=save_to
             )
@@ -101,7 +114,8 @@ def apply_plan(plan: Plan, out: Path, ledger: Ledger, watch: Callable[[Event], N
                     f"see {out / 'workload.log'}, or plan again: `negawatt plan {plan.path}`",
                 )
             state = save_to if phase.phase is Phase.TRAIN else state
-            applied.append(_judged(plan, phase, trial, trial.measurement, this_host()))
+            kept = str(options) if phase.phase is Phase.INFER and options.exists() else ""
+            applied.append(replace(_judged(plan, phase, trial, trial.measurement, this_host()), gateway=kept))
             body = {"plan_created_utc": plan.created_utc, **to_json(applied[-1])}
             # The joules are in the bench's record of the trial, and must not be counted twice.
             ledger.append("apply", body, workload=plan.workload, phase=phase.phase, campaign=campaign)
@@ -174,7 +188,7 @@ def _check_offered(setting: Setting, offered: set[Choice], plan: Plan) -> None:
 def _judged(plan: Plan, phase: PhasePlan, trial: Trial, now: Measurement, host: Host) -> Applied:
     """Compare one run with the baseline's proof runs: a prediction interval for the log ratio of single runs."""
     best = next((s for s in phase.savings if s.shown), None)
-    if best is None and (missed := _missed_quality(plan, phase.setting, now)):
+    if best is None and (missed := _missed(plan, phase, phase.setting, now)):
         return Applied(phase=phase.phase, trial=trial, against=None, saving=None, held=Held.NOT_HELD, reason=missed)
     if best is None:
         reason = "the plan found nothing that saves energy in this phase"
@@ -195,6 +209,14 @@ def _judged(plan: Plan, phase: PhasePlan, trial: Trial, now: Measurement, host: 
 
 def _proof_runs(plan: Plan, setting: Setting) -> list[Measurement]:
     return measurements(plan.trials, setting, Role.PROOF)
+
+
+def _missed(plan: Plan, phase: PhasePlan, baseline: Setting, now: Measurement) -> str:
+    """Why a promise is not kept; "" if all are."""
+    promise_s = phase.pace.p99_s
+    if promise_s is not None and phase.pace.time_s(now) > promise_s:
+        return f"p99 is {1e3 * phase.pace.time_s(now):.4g} ms, and {1e3 * promise_s:.4g} ms was promised"
+    return _missed_quality(plan, baseline, now)
 
 
 def _missed_quality(plan: Plan, baseline: Setting, now: Measurement) -> str:
@@ -218,7 +240,7 @@ def _compared(
     ratio = mean - math.log(now.energy_per_work_j)
     half = t_quantile(1 - (1 - _LEVEL_FRACTION) / 2, n // 2 - 1 or 1) * sd * math.sqrt(1 + 1 / n)
     saving = Interval(value=-math.expm1(-ratio), low=-math.expm1(-ratio + half), high=-math.expm1(-ratio - half))
-    if missed := _missed_quality(plan, phase.competent if against is Baseline.COMPETENT else phase.naive, now):
+    if missed := _missed(plan, phase, phase.competent if against is Baseline.COMPETENT else phase.naive, now):
         held, reason = Held.NOT_HELD, missed
     elif saving.low > 0:
         held, reason = Held.HELD, f"less than the {against} default's {n} runs, beyond their scatter"

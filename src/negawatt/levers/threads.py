@@ -21,7 +21,7 @@ class Threads:
         summary="CPU threads that share the arithmetic",
         phases=(Phase.TRAIN, Phase.INFER),
         order=Order.HOST,
-        requires='a knob "threads" of the workload, or an in-process workload and the package threadpoolctl',
+        requires='a knob "threads" of the workload, or a workload in this process, no server, and threadpoolctl',
         evidence="no rule: on the MNIST example with 2 CPUs, two threads took 1.3 times the CPU seconds of one for "
         "1.45 times the speed (float32, batches of 200)",
     )
@@ -40,9 +40,13 @@ class Threads:
             knob = workload.knob(phase, "threads")
             if knob is not None:
                 chosen += knob_choices(self.info.name, knob)
-            elif workload.in_process and _pools_can_be_limited():
+            elif self._in_process(workload, phase) and _pools_can_be_limited():
                 chosen += self._pool_choices(phase)
         return chosen
+
+    def _in_process(self, workload: Workload, phase: Phase) -> bool:
+        """Whether the phase's arithmetic is done here: a server may be anywhere."""
+        return workload.in_process and not (workload.served and phase is Phase.INFER)
 
     def _pool_choices(self, phase: Phase) -> list[Choice]:
         cpus = self._cpus or _usable_cpus()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from negawatt.core.errors import NegawattError, SensorError
@@ -12,6 +13,7 @@ from negawatt.core.reading import Probe, Reading
 CURVE_S, CURVE_FRACTION = 1.0, 1 / 20
 """Where no probe has to be folded, a look adds a point to the curve only this long after the last one, or that part of
 the window's age if it is shorter [s]."""
+MISSED = "a sensor could not be read for a while ({}), so that some of its joules may be missing"
 CURVE_POINTS = 1024
 """A longer power curve is halved by merging neighbours, so a day-long window keeps a bounded one."""
 
@@ -33,6 +35,7 @@ class Recording:
         self._end_s: float | None = None
         self._tracks = [_Track(probe, self._start_s) for probe in probes]
         self._error: NegawattError | None = None
+        self._missed = ""
         self._final: tuple[Reading, ...] | None = None
         self._points: list[PowerPoint] = []
         self._energy_j = 0.0
@@ -48,12 +51,13 @@ class Recording:
         return tuple(self._points)
 
     def readings(self) -> tuple[Reading, ...]:
-        """One per probe, so far or in the end. Raises the error that `failed` was told, or SensorError."""
+        """One per probe, so far or in the end. Raises SensorError, for good once two states could not be subtracted."""
         if self._error is not None:
             raise self._error
         if self._final is not None:
             return self._final
-        return tuple(track.now() for track in self._tracks)
+        flags = (MISSED.format(self._missed),) if self._missed else ()
+        return tuple(track.now(flags) for track in self._tracks)
 
     def advance(self, states: Sequence[Any], tick_s: float) -> None:
         """Take over states of all probes that were read just now; the next come `tick_s` later."""
@@ -70,13 +74,13 @@ class Recording:
         try:
             energy_j = sum(track.advance(now_s, state, tick_s).energy_j for track, state in pairs)
         except NegawattError as error:
-            self.failed(error)
+            self._error = error
         else:
             self._point(now_s, energy_j)
 
     def failed(self, error: NegawattError) -> None:
-        """Keep an error for `readings`; the first one counts."""
-        self._error = self._error or error
+        """States could not be read for `advance`. The next ones go on from those before; readings are flagged."""
+        self._missed = self._missed or error.got
 
     def end(self) -> None:
         """Take the last readings; an error is kept for `readings`. Idempotent."""
@@ -86,7 +90,7 @@ class Recording:
         try:
             self._final = self.readings()
         except NegawattError as error:
-            self.failed(error)
+            self._error = error
         else:
             self._point(self._end_s, sum(reading.energy_j for reading in self._final))
 
@@ -115,8 +119,12 @@ class _Track:
         self._folded: Reading | None = None
         self._state = snapshot(probe)
 
-    def now(self) -> Reading:
-        return self._until(snapshot(self._probe))
+    def now(self, flags: tuple[str, ...] = ()) -> Reading:
+        """The reading up to now; the flags are those of a probe that has to be read in between."""
+        reading = self._until(snapshot(self._probe))
+        if not flags or self._probe.period_s is None:
+            return reading
+        return replace(reading, flags=(*reading.flags, *flags))
 
     def settle(self, state: Any) -> None:  # noqa: ANN401 -- opaque but to the probe
         """Replace the start state by a better one, where what was seen since then tells more about that moment."""

@@ -186,7 +186,7 @@ class Meter:
                 states = [snapshot(probe) for probe in self._opened.probes]
             except NegawattError as error:
                 for recording in self._recordings:
-                    recording.failed(error)  # raised where the window is read or stopped
+                    recording.failed(error)  # told by a flag, if it passes
                 return
             self._poll_cost_s = self._clock() - begin_s
             for recording in self._recordings:

@@ -23,7 +23,7 @@ class Goal:
     """
 
     pace: Pace
-    least_quality: float | None = None
+    least_quality: float | None = None  # in the unit of the metric
     competent_s: float | None = None
 
     def against(self, competent_s: float) -> Self:

@@ -20,14 +20,14 @@ WIDTH = 420.0
 
 
 def front(plan: Plan, phase: PhaseDigest) -> str:
-    """Energy against time per work of every setting, with the front; "" if nothing was measured."""
+    """Energy against the time that counts of every setting, with the front; "" if nothing was measured."""
     rows = phase.rows
     if not rows:
         return ""
     unit = numbers.energy_unit(rows[0].energy_j)
-    clock = numbers.time_unit(min(row.measurement.time_per_work_s for row in rows))
+    clock = numbers.time_unit(min(row.time_s for row in rows))
     height, left, right, top, bottom = 350.0, 52.0, WIDTH - 12, 40.0, 300.0
-    x_axis = Axis.of([row.measurement.time_per_work_s / clock.size for row in rows], left, right)
+    x_axis = Axis.of([row.time_s / clock.size for row in rows], left, right)
     y_axis = Axis.of([row.energy_j / unit.size for row in rows], bottom, top)
     at = {row.setting: _place(row, x_axis, y_axis, unit, clock) for row in rows}
     stair = _stair([at[row.setting] for row in rows if row.on_front and row.keeps is not False], (right, top))
@@ -35,7 +35,13 @@ def front(plan: Plan, phase: PhaseDigest) -> str:
     content = [
         *_grid(x_axis, y_axis),
         text(f"energy per {per} [{unit.symbol}]" + (", log" if y_axis.log else ""), 0, 14, class_="axis-name"),
-        text(f"time per {per} [{clock.symbol}]" + (", log" if x_axis.log else ""), right, 334, "end", "axis-name"),
+        text(
+            f"{words.time_per(plan, phase.plan)} [{clock.symbol}]" + (", log" if x_axis.log else ""),
+            right,
+            334,
+            "end",
+            "axis-name",
+        ),
         el("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in stair), class_="stair") if stair else "",
     ]
     named = [row for row in rows if row.names]
@@ -56,14 +62,13 @@ def front(plan: Plan, phase: PhaseDigest) -> str:
 
 def _extremes(named: Sequence[Row], unit: Unit, clock: Unit) -> str:
     return " ".join(
-        f"{' = '.join(row.names)}: {unit.show(row.energy_j)} {unit.symbol}, "
-        f"{clock.show(row.measurement.time_per_work_s)} {clock.symbol}."
+        f"{' = '.join(row.names)}: {unit.show(row.energy_j)} {unit.symbol}, {clock.show(row.time_s)} {clock.symbol}."
         for row in named
     )
 
 
 def _place(row: Row, x_axis: Axis, y_axis: Axis, unit: Unit, clock: Unit) -> tuple[float, float]:
-    return x_axis.at(row.measurement.time_per_work_s / clock.size), y_axis.at(row.energy_j / unit.size)
+    return x_axis.at(row.time_s / clock.size), y_axis.at(row.energy_j / unit.size)
 
 
 def _grid(x_axis: Axis, y_axis: Axis) -> list[str]:
@@ -107,7 +112,7 @@ def _marker(row: Row, at: tuple[float, float], y_axis: Axis, unit: Unit, clock: 
     sd = f", sd {unit.show(row.energy_sd_j)} {unit.symbol} over {row.n} runs" if row.energy_sd_j else ", 1 run"
     told = (
         f"{row.setting}: {unit.show(row.energy_j)} {unit.symbol}{sd}; "
-        f"{clock.show(row.measurement.time_per_work_s)} {clock.symbol}; {words.source(row.measurement)}"
+        f"{clock.show(row.time_s)} {clock.symbol}; {words.source(row.measurement)}"
     )
     classes = ["point", "filled" if row.measurement.source.measured else "hollow"]
     classes += ["on-front"] if row.on_front else []

@@ -12,7 +12,7 @@ from operator import add
 from negawatt.core.errors import ScopeMismatchError
 from negawatt.core.front import pareto_front
 from negawatt.core.lever import Setting
-from negawatt.core.measurement import Measurement
+from negawatt.core.measurement import Latency, Measurement
 from negawatt.core.plan import Keep, PhasePlan, Plan
 from negawatt.core.reading import Reading
 from negawatt.core.trial import Role, Trial
@@ -30,6 +30,8 @@ class Row:
         split: the data split of `measurement.quality`.
         n: number of these runs.
         measurement: their readings, times and work added up, so that energy per work is weighted by work.
+        time_s: the time that counts [s]: per work, or of a server the p99.
+        late: whether that is longer than the p99 that was promised.
         energy_sd_j: standard deviation over the runs of the energy per work [J]; None for a single run.
         keeps: whether the quality promise was kept on that split; None if it cannot be told.
         on_front: whether no other setting is better in energy, time and quality at once.
@@ -41,6 +43,8 @@ class Row:
     split: Split
     n: int
     measurement: Measurement
+    time_s: float
+    late: bool
     energy_sd_j: float | None
     keeps: bool | None
     on_front: bool
@@ -116,7 +120,7 @@ def digest(plan: Plan) -> tuple[PhaseDigest, ...]:
 
 
 def pooled(measurements: Sequence[Measurement]) -> Measurement:
-    """Repeated runs of one setting as one longer run; the quality is their mean.
+    """Repeated runs of one setting as one longer run; quality and latency are their means.
 
     Raises:
         ScopeMismatchError: if a sensor changed its source between the runs.
@@ -133,14 +137,24 @@ def pooled(measurements: Sequence[Measurement]) -> Measurement:
             "make the plan anew with sensors that stay available (`negawatt doctor` lists them)",
         )
     known = [m.quality for m in measurements if m.quality is not None]
+    latencies = [m.latency for m in measurements if m.latency is not None]
     return Measurement(
         readings=tuple(reduce(add, readings) for readings in by_scope.values()),
         time_s=sum(m.time_s for m in measurements),
         work_units=sum(m.work_units for m in measurements),
         quality=statistics.fmean(known) if known else None,
         samples=sum(m.samples for m in measurements),
+        latency=_mean(latencies) if len(latencies) == len(measurements) else None,
         peak_memory_bytes=max(m.peak_memory_bytes for m in measurements),
         transform_j=statistics.fmean(m.transform_j for m in measurements),
+    )
+
+
+def _mean(latencies: Sequence[Latency]) -> Latency:
+    return Latency(
+        p50_s=statistics.fmean(latency.p50_s for latency in latencies),
+        p95_s=statistics.fmean(latency.p95_s for latency in latencies),
+        p99_s=statistics.fmean(latency.p99_s for latency in latencies),
     )
 
 
@@ -167,7 +181,7 @@ def _phase(plan: Plan, phase: PhasePlan) -> PhaseDigest:
         if trial.measurement is not None:
             groups.setdefault(trial.setting, []).append(trial)
     rows = [_row(plan.keep, phase, group, groups.get(phase.competent, [])) for group in groups.values()]
-    front, fault = _front(groups, rows)
+    front, fault = _front(phase, groups, rows)
     return PhaseDigest(
         plan=phase,
         rows=tuple(sorted((replace(r, on_front=r.setting in front) for r in rows), key=lambda row: row.energy_j)),
@@ -182,6 +196,7 @@ def _row(keep: Keep, phase: PhasePlan, group: list[Trial], baseline: list[Trial]
     used = proof or group
     runs = [trial.measurement for trial in used if trial.measurement is not None]
     measurement, split = pooled(runs), used[-1].split
+    time_s, promise_s = phase.pace.time_s(measurement), phase.pace.p99_s
     return Row(
         setting=used[0].setting,
         names=names(phase, used[0].setting),
@@ -189,6 +204,8 @@ def _row(keep: Keep, phase: PhasePlan, group: list[Trial], baseline: list[Trial]
         split=split,
         n=len(runs),
         measurement=measurement,
+        time_s=time_s,
+        late=promise_s is not None and time_s > promise_s,
         energy_sd_j=statistics.stdev(m.energy_per_work_j for m in runs) if len(runs) > 1 else None,
         keeps=keeps_promise(keep, measurement.quality, _quality(baseline, split)),
         on_front=False,
@@ -201,7 +218,7 @@ def _quality(trials: Iterable[Trial], split: Split) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def _front(groups: dict[Setting, list[Trial]], rows: Sequence[Row]) -> tuple[frozenset[Setting], str]:
+def _front(phase: PhasePlan, groups: dict[Setting, list[Trial]], rows: Sequence[Row]) -> tuple[frozenset[Setting], str]:
     """Settings on the front, or why there is none.
 
     Energy and time are those of the rows. Quality is that of the selection split where every setting has one: a proof
@@ -217,7 +234,7 @@ def _front(groups: dict[Setting, list[Trial]], rows: Sequence[Row]) -> tuple[fro
         for row in rows
     ]
     try:
-        return frozenset(trial.setting for trial in pareto_front(trials)), ""
+        return frozenset(trial.setting for trial in pareto_front(trials, time_s=phase.pace.time_s)), ""
     except ScopeMismatchError as error:
         return frozenset(), f"{error.got}: {error.why}"
 

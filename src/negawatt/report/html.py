@@ -49,6 +49,7 @@ def _context(plan: Plan) -> dict[str, Any]:
         "proof": words.proof(plan),
         "facts": words.measured_on(plan),
         "words": words,
+        "time_head": words.time_head(plan),
         "units": numbers.several(plan.unit),
         "trials": [_trial(i, trial) for i, trial in enumerate(plan.trials, 1)],
     }
@@ -59,7 +60,7 @@ def _phase(plan: Plan, phase: PhaseDigest) -> dict[str, Any]:
 
     rows = phase.rows
     unit = numbers.energy_unit(rows[0].energy_j if rows else 0.0)
-    clock = numbers.time_unit(min((row.measurement.time_per_work_s for row in rows), default=1.0))
+    clock = numbers.time_unit(min((row.time_s for row in rows), default=1.0))
     known = [step.measurement.energy_per_work_j for step in phase.steps if step.measurement]
     step_unit = numbers.energy_unit(min(known, default=0.0))
     return {
@@ -73,13 +74,14 @@ def _phase(plan: Plan, phase: PhaseDigest) -> dict[str, Any]:
         "per": words.work(plan, phase.plan.phase),
         "unit": unit.symbol,
         "clock": clock.symbol,
+        "time_head": "p99" if phase.plan.pace.served else "Time",
         "rows": [
             {
                 "label": words.row_label(row),
                 "names": row.names,
                 "setting": str(row.setting),
                 "energy": unit.show(row.energy_j, row.energy_sd_j),
-                "time": clock.show(row.measurement.time_per_work_s),
+                "time": words.row_time(row, clock),
                 "quality": words.row_quality(row),
                 "row": row,
                 "runs": words.runs(row),
@@ -90,7 +92,7 @@ def _phase(plan: Plan, phase: PhaseDigest) -> dict[str, Any]:
         ],
         "front_fault": phase.front_fault,
         "failures": words.failures(phase),
-        "broken": any(row.keeps is False for row in rows),
+        "broken": words.broken(plan, phase.plan, rows),
         "front_chart": Markup(charts.front(plan, phase)),  # noqa: S704 -- escaped by svg.el
         "waterfall_chart": Markup(charts.waterfall(plan, phase)),  # noqa: S704 -- escaped by svg.el
         "step_unit": step_unit.symbol,

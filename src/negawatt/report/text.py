@@ -96,10 +96,11 @@ def _settings(plan: Plan, phase: PhaseDigest) -> list[RenderableType]:
         return [_text("No setting could be measured."), *_bullets(words.failures(phase))]
     least = phase.rows[0].energy_j
     unit = numbers.energy_unit(least)
-    clock = numbers.time_unit(min(row.measurement.time_per_work_s for row in phase.rows))
+    clock = numbers.time_unit(min(row.time_s for row in phase.rows))
     per = words.work(plan, phase.plan.phase)
+    title = f"Energy per {per} and its p99" if phase.plan.pace.served else f"Energy and time per {per}"
     table = _table(
-        f"Energy and time per {per}", "setting", f"energy {unit.symbol}", f"time {clock.symbol}", plan.keep.metric,
+        title, "setting", f"energy {unit.symbol}", f"{words.time_name(phase.plan)} {clock.symbol}", plan.keep.metric,
         "runs", "source",
     )  # fmt: skip
     for row in phase.main_rows:
@@ -107,7 +108,7 @@ def _settings(plan: Plan, phase: PhaseDigest) -> list[RenderableType]:
         table.add_row(
             _setting_cell(row),
             unit.show(row.energy_j, row.energy_sd_j),
-            clock.show(m.time_per_work_s),
+            _text(words.row_time(row, clock), "red" if row.late else ""),
             _text(words.row_quality(row), "red" if row.keeps is False else ""),
             words.runs(row),
             words.source(m),
@@ -115,8 +116,7 @@ def _settings(plan: Plan, phase: PhaseDigest) -> list[RenderableType]:
     more = [words.others(phase), *words.failures(phase)]
     if phase.front_fault:
         more.append(f"No front: {phase.front_fault}.")
-    if any(row.keeps is False for row in phase.main_rows):
-        more.append(f"✗ breaks the promise that {words.promise(plan.keep)}.")
+    more += words.broken(plan, phase.plan, phase.main_rows)
     return [table, *_bullets(sentence for sentence in more if sentence)]
 
 
@@ -150,7 +150,8 @@ def _waterfall(plan: Plan, phase: PhaseDigest) -> list[RenderableType]:
 
 
 def _savings(phase: PhaseDigest) -> list[RenderableType]:
-    table = _table("\nSavings", "against", "verdict", "saving", "blocks", "time", "quality", left=2)
+    clock = words.time_name(phase.plan)
+    table = _table("\nSavings", "against", "verdict", "saving", "blocks", clock, "quality", left=2)
     for baseline in words.BASELINES:
         saving = phase.plan.saving(baseline)
         if saving is not None:
@@ -165,8 +166,9 @@ def _savings(phase: PhaseDigest) -> list[RenderableType]:
     if not table.row_count:
         return [_text("\nNo saving was put to the proof.")]
     levels = sorted({words.level(saving) for saving in phase.plan.savings})
-    note = f"Below each value: its {' and '.join(levels)} interval. Time and quality: the change against the baseline."
-    return [table, *_bullets([note, *words.notes(phase.plan)])]
+    below = f"Below each value: its {' and '.join(levels)} interval."
+    changes = f"{'p99' if phase.plan.pace.served else 'Time'} and quality: the change against the baseline."
+    return [table, *_bullets([f"{below} {changes}", *words.notes(phase.plan)])]
 
 
 def _lifetime(plan: Plan) -> list[RenderableType]:

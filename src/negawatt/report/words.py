@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from negawatt.core.measurement import Measurement
 from negawatt.core.placement import Outcome
 from negawatt.core.plan import Keep, PhasePlan, Plan
@@ -18,7 +20,14 @@ BASELINES = {Baseline.COMPETENT: "competent default", Baseline.NAIVE: "naive def
 
 LEGEND = (
     ("naive default", "What the framework's tutorial does."),
-    ("competent default", "The fastest setting an engineer would use without touching the model's arithmetic."),
+    (
+        "competent default",
+        (
+            "The fastest setting an engineer would use without touching the model's arithmetic; if a p99 is promised, "
+            "the one of least energy that keeps it."
+        ),
+    ),
+    ("p99", "What 99 of 100 requests to a server end within, from their arrival to the last byte; means over runs."),
     ("front", "Settings that nothing measured beats in energy, time and quality at once; one search run may be luck."),
     ("± after an energy", "Standard deviation over its runs."),
     ("± after a source", "Standard deviation of the meter's own error, most of which is common to all rows."),
@@ -171,9 +180,48 @@ def promise(keep: Keep) -> str:
 
 def speed_promise(plan: Plan) -> str:
     """The limit on slowdown as a sentence."""
-    if plan.max_slowdown is None:
-        return "any time per work is accepted"
-    return f"time per work grows at most {numbers.percent(plan.max_slowdown)} over the competent default"
+    waiting = [phase for phase in plan.phases if not phase.pace.served]
+    served = [phase.pace for phase in plan.phases if phase.pace.served]
+    promises = [_time_promise("time per work", None, plan.max_slowdown)] if waiting or not served else []
+    return "; ".join(promises + [_time_promise("p99 of requests", p.p99_s, p.max_slowdown) for p in served])
+
+
+def _time_promise(what: str, promise_s: float | None, most: float | None) -> str:
+    limits = [] if promise_s is None else [f"stays within {numbers.duration(promise_s)}"]
+    if most is not None:
+        limits.append(f"grows at most {numbers.percent(most)} over the competent default")
+    return f"{what} {' and '.join(limits)}" if limits else f"any {what} is accepted"
+
+
+def time_name(phase: PhasePlan) -> str:
+    """What its time is called at the head of a column."""
+    return "p99" if phase.pace.served else "time"
+
+
+def time_head(plan: Plan) -> str:
+    """The same for a column about all phases."""
+    served = {phase.pace.served for phase in plan.phases}
+    return "p99" if served == {True} else "Time per work" if True not in served else "Time per work, or p99"
+
+
+def time_per(plan: Plan, phase: PhasePlan) -> str:
+    """What its time is, in full."""
+    return f"p99 of a {plan.unit}" if phase.pace.served else f"time per {work(plan, phase.phase)}"
+
+
+def row_time(row: Row, clock: numbers.Unit) -> str:
+    """The time of a row, with a mark if it is longer than promised."""
+    return clock.show(row.time_s) + (" ✗" if row.late else "")
+
+
+def broken(plan: Plan, phase: PhasePlan, rows: Sequence[Row]) -> tuple[str, ...]:
+    """What the marks in a table of some rows say, a sentence for each promise that one of them breaks."""
+    told = []
+    if any(row.keeps is False for row in rows):
+        told.append(f"✗ breaks the promise that {promise(plan.keep)}.")
+    if phase.pace.p99_s is not None and any(row.late for row in rows):
+        told.append(f"✗ at a p99: longer than the promised {numbers.duration(phase.pace.p99_s)}.")
+    return tuple(told)
 
 
 def runs(row: Row) -> str:

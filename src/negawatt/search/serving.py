@@ -131,10 +131,16 @@ def _listening(process: subprocess.Popen[bytes], log: Path) -> str:
             break
         time.sleep(_POLL_S)
     raise WorkloadError(
-        f"the gateway did not start: {told[-2000:].strip() or 'it said nothing'}",
+        f"the gateway did not start: {_gist(told)}",
         "the setting of this trial takes a gateway before the server",
         'its extra must be installed: pip install "negawatt[serve]"',
     )
+
+
+def _gist(told: str) -> str:
+    """The line that says what went wrong: the first of an error of ours, the last of a traceback."""
+    lines = told.strip().splitlines() or ["it said nothing"]
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
 
 
 def calls_of(target: Servable, split: Split) -> list[Call]:
@@ -151,10 +157,16 @@ def calls_of(target: Servable, split: Split) -> list[Call]:
 
 
 def warm_up(service: Service, target: Servable) -> None:
-    """Send each server some calls of the calibration split, outside any window and past any cache of ours."""
+    """Send each server and the gateway some calls of the calibration split, outside any window.
+
+    The gateway's bear a query, so that no answer to them is in its cache for those that count.
+    """
     calls = [replace(call, at_s=0.0) for call in target.calls(Split.CALIBRATION)[:_WARM_UP_CALLS]]
     for server in service.servers:
         replay(server, calls, timeout_s=ANSWER_LIMIT_S)
+    if service.url not in service.servers:
+        marked = [replace(call, path=f"{call.path}{'&' if '?' in call.path else '?'}warm-up=1") for call in calls]
+        replay(service.url, marked, timeout_s=ANSWER_LIMIT_S)
 
 
 def ask(service: Service, calls: Sequence[Call]) -> list[Replied]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import final
 
 from negawatt.core.errors import UsageError
 
@@ -27,10 +28,12 @@ NANO = 1_000_000_000
 _FRACTION_BITS = 20
 """Integrals have so many bits behind a nanosecond or nanojoule."""
 _FRACTION = (1 << _FRACTION_BITS) - 1
-IDLE_INTERVALS = 31
-"""How many intervals without any request tell the idle power."""
-SHORT_NS = 5_000_000
-"""A shorter interval tells no power: its edges are not sharp [ns]."""
+IDLE_STRETCHES, BUSY_STRETCHES = 31, 5
+"""How many stretches without any request, and with some, tell the power."""
+STRETCH_NS = 100_000_000
+"""Shorter stretches are put together before they tell a power: many counters move ten times a second [ns]."""
+BACK_NJ = 1_000
+"""A meter that goes back by no more than that is rounded [nJ]."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +65,8 @@ class Bill:
         time_s: how long it was in flight [s].
         own_s: its own time: the integral of 1/n over that, where n were in flight [s].
         presumed: whether the meter did not tell some of it.
+        doubt_nj: standard deviation from that: as large as the joules, or as those that its own time would take by the
+            power that is known, if these are more; 0 where the meter told all [nJ].
     """
 
     ticket: Ticket
@@ -69,6 +74,33 @@ class Bill:
     time_s: float
     own_s: float
     presumed: bool
+    doubt_nj: int
+
+
+@final
+class _Power:
+    """A power, learnt from stretches of time. One over which the meter stands still goes on until it moves."""
+
+    def __init__(self, stretches: int) -> None:
+        self._latest: deque[tuple[int, int]] = deque(maxlen=stretches)
+        self._nj = self._ns = 0
+
+    def learn(self, nj: int, ns: int) -> None:
+        """Some joules and their time."""
+        self._nj, self._ns = self._nj + nj, self._ns + ns
+        if self._nj > 0 and self._ns >= STRETCH_NS:
+            self._latest.append((self._nj, self._ns))
+            self._nj = self._ns = 0
+
+    @property
+    def mean_w(self) -> float | None:
+        """Over the latest stretches; None before there are [W]."""
+        return sum(nj for nj, _ in self._latest) / sum(ns for _, ns in self._latest) if self._latest else None
+
+    @property
+    def median_w(self) -> float | None:
+        """Of them: bursts of other programs do not count; None before there are [W]."""
+        return median(nj / ns for nj, ns in self._latest) if self._latest else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +133,7 @@ class Account:
     """
 
     def __init__(self, now_s: float) -> None:
-        self._now_ns = self._looked_ns = round(now_s * NANO)
+        self._began_ns = self._now_ns = self._looked_ns = round(now_s * NANO)
         self._busy_ns = 0
         self._own = self._looked_own = 0
         self._open = 0
@@ -110,9 +142,8 @@ class Account:
         self._fresh: list[Ticket] = []
         self._over: list[Ticket] = []
         self._requests_nj = self._failed_nj = self._idle_nj = self._open_nj = 0
-        self._idle_powers_w: deque[float] = deque(maxlen=IDLE_INTERVALS)
-        self._busy_w: float | None = None
-        self._power_w: float | None = None
+        self._idle, self._busy, self._latest = _Power(IDLE_STRETCHES), _Power(BUSY_STRETCHES), _Power(1)
+        self._was_busy = False
         self._presuming = False
         self._presumed_ns = self._now_ns
 
@@ -138,13 +169,13 @@ class Account:
 
     @property
     def power_w(self) -> float | None:
-        """Mean power between the last two looks; None before there are [W]."""
-        return self._power_w
+        """Mean power lately, over a tenth of a second or more; None before that [W]."""
+        return self._latest.mean_w
 
     @property
     def idle_w(self) -> float | None:
-        """Power without any request; None before there was such an interval [W]."""
-        return median(self._idle_powers_w) if self._idle_powers_w else None
+        """Power without any request; None before there was such a stretch [W]."""
+        return self._idle.median_w
 
     def begin(self, now_s: float) -> Ticket:
         """A request is in flight from now on."""
@@ -168,22 +199,20 @@ class Account:
 
         Args:
             now_s: the time.
-            energy_j: what the meter shows, from the start [J]. Where it goes back (readings get revised), nobody pays
-                or gets anything until it has caught up.
+            energy_j: what the meter shows, from the start [J]. Where it goes back (readings get revised), or is behind
+                what was presumed, nobody pays or gets anything until it has caught up; until then, and for the interval
+                in which it does, bills count as presumed.
 
         Returns:
             The bills of those that have ended.
         """
-        # What was presumed before is made up for in the next interval, whose joules are as doubtful.
         return self._look(now_s, round(energy_j * NANO), presumed=False)
 
     def presume(self, now_s: float) -> list[Bill]:
         """As `look` where the meter gives no reading: the powers are taken to be what they were before."""
         self._advance(now_s)
-        power_w = self._power_w or 0.0
-        idle_w = power_w if self.idle_w is None else self.idle_w
-        busy_w = power_w if self._busy_w is None else self._busy_w
-        new_nj = round(idle_w * self._idle_ns + busy_w * self._busy_ns)
+        idle_w = self._mean_w if self.idle_w is None else self.idle_w
+        new_nj = round(idle_w * self._idle_ns + self._busy_w * self._busy_ns)
         return self._look(now_s, self.sums.total_nj + new_nj, presumed=True)
 
     def so_far(self, ticket: Ticket, now_s: float) -> Bill:
@@ -193,14 +222,35 @@ class Account:
         own = ticket.end_own if over else self._own
         since = max(0, own - max(ticket.begin_own, self._looked_own))
         energy_nj = 0 if ticket.begin_open is None else (self._open - ticket.begin_open) >> _FRACTION_BITS
-        power_w = self._power_w if self._busy_w is None else self._busy_w
-        return Bill(
-            ticket=ticket,
-            energy_nj=energy_nj + round((power_w or 0.0) * (since >> _FRACTION_BITS)),
-            time_s=((ticket.end_ns if ticket.end_ns is not None else self._now_ns) - ticket.begin_ns) / NANO,
-            own_s=_seconds(own - ticket.begin_own),
+        return self._bill(
+            ticket,
+            energy_nj + round(self._busy_w * (since >> _FRACTION_BITS)),
+            end_ns=ticket.end_ns if ticket.end_ns is not None else self._now_ns,
+            own=own - ticket.begin_own,
             presumed=self._presuming or ticket.begin_ns < self._presumed_ns,
         )
+
+    def _bill(self, ticket: Ticket, energy_nj: int, *, end_ns: int, own: int, presumed: bool) -> Bill:
+        return Bill(
+            ticket=ticket,
+            energy_nj=energy_nj,
+            time_s=(end_ns - ticket.begin_ns) / NANO,
+            own_s=_seconds(own),
+            presumed=presumed,
+            doubt_nj=max(energy_nj, round(self._busy_w * (own >> _FRACTION_BITS))) if presumed else 0,
+        )
+
+    @property
+    def _mean_w(self) -> float:
+        """Power lately, or before that is known since the start; 0 before the first look that saw joules [W]."""
+        lately_w = self.power_w
+        return self.sums.total_nj / max(1, self._looked_ns - self._began_ns) if lately_w is None else lately_w
+
+    @property
+    def _busy_w(self) -> float:
+        """Power with requests in flight, as far as it is known [W]."""
+        busy_w = self._busy.mean_w
+        return self._mean_w if busy_w is None else busy_w
 
     @property
     def _idle_ns(self) -> int:
@@ -220,9 +270,12 @@ class Account:
 
     def _look(self, now_s: float, total_nj: int, *, presumed: bool) -> list[Bill]:
         self._advance(now_s)
-        if presumed or self._presuming:
+        presumed = presumed or total_nj < self.sums.total_nj - BACK_NJ
+        # What was presumed before is made up for in the next interval, whose joules are as doubtful.
+        known = not (presumed or self._presuming)
+        self._presuming = presumed
+        if not known:
             self._presumed_ns = self._now_ns
-        known, self._presuming = not (presumed or self._presuming), presumed
         busy_nj = self._divide(max(0, total_nj - self.sums.total_nj), known=known)
         own, busy_ns, before = self._looked_own, max(1, self._busy_ns), self._open
         for ticket in self._fresh:
@@ -244,12 +297,13 @@ class Account:
             idle_nj = new_nj * idle_ns // (idle_ns + busy_ns)
         else:
             idle_nj = min(new_nj, round(self.idle_w * idle_ns))
-        if known and idle_ns + busy_ns >= SHORT_NS:
-            self._power_w = new_nj / (idle_ns + busy_ns)
-            if busy_ns == 0:
-                self._idle_powers_w.append(self._power_w)
-            elif busy_ns >= SHORT_NS:
-                self._busy_w = (new_nj - idle_nj) / busy_ns
+        if known:
+            self._latest.learn(new_nj, idle_ns + busy_ns)
+            if busy_ns:
+                self._busy.learn(new_nj - idle_nj, busy_ns)
+            elif self.idle_w is None or not self._was_busy:  # a meter that lags shows joules of requests at first
+                self._idle.learn(new_nj, idle_ns)
+        self._was_busy = busy_ns > 0
         self._idle_nj += idle_nj
         self._open_nj += new_nj - idle_nj
         return new_nj - idle_nj
@@ -260,11 +314,11 @@ class Account:
         energy_nj = min(owed >> _FRACTION_BITS, self._open_nj)
         self._left = owed & _FRACTION
         self._pay(ticket, energy_nj)
-        return Bill(
-            ticket=ticket,
-            energy_nj=energy_nj,
-            time_s=((ticket.end_ns or 0) - ticket.begin_ns) / NANO,
-            own_s=_seconds(ticket.end_own - ticket.begin_own),
+        return self._bill(
+            ticket,
+            energy_nj,
+            end_ns=ticket.end_ns or 0,
+            own=ticket.end_own - ticket.begin_own,
             presumed=ticket.begin_ns < self._presumed_ns,
         )
 

@@ -13,7 +13,7 @@ from negawatt.core.serving import Outcome
 from negawatt.serve import usage
 from negawatt.serve.answers import error_body, ours
 from negawatt.serve.exchange import Accounts, Answer, Exchange, Headers, Stage, UpstreamError
-from negawatt.serve.headers import clean, end_to_end, first
+from negawatt.serve.headers import end_to_end, first
 from negawatt.serve.limits import Limits
 
 Message = MutableMapping[str, Any]
@@ -244,13 +244,6 @@ class _Turn:
         """Ask the first stage and hand on what it gives."""
         try:
             answer = await self._gateway.first(exchange)
-            if not clean(answer.headers):
-                raise UpstreamError(
-                    502,
-                    "an answer with a line break or a control character in a header",
-                    "the client would read it as another header, or another answer",
-                    "look at what the inference server sends",
-                )
             if isinstance(answer.body, bytes):
                 await self._whole(exchange, answer, answer.body)
             else:

@@ -23,7 +23,7 @@ from typing import TypeVar, final
 from negawatt.core.serving import ServingSetting
 from negawatt.serve.bodies import closed, digest, gathered, told, with_body
 from negawatt.serve.exchange import Answer, Exchange, Stage, UpstreamError
-from negawatt.serve.lists import KNOWN, Asked, ListApi, asked, put_together, take_apart
+from negawatt.serve.lists import KNOWN, Asked, ListApi, asked, put_together, taken_apart
 
 T = TypeVar("T")
 
@@ -31,6 +31,8 @@ _MOST_KINDS = 256
 """Kinds of requests whose habits are remembered."""
 _MOST_LONE = 256
 """Of so many lone requests one is held up, to see: below 1 of 100, so that the 99th percentile does not feel it."""
+_FULL = 64
+"""After so many full batches upstream may take larger ones again: the next ones try it."""
 _AT_ONCE = 8
 """Requests of failed batches that are sent alone at a time."""
 _FOR_ALL = frozenset((401, 403, 429, 503))
@@ -39,9 +41,13 @@ _FOR_ALL = frozenset((401, 403, 429, 503))
 
 @final
 class _Habit:
-    """What is known of one kind of requests: whether others can be expected, and how many upstream takes at a time."""
+    """What is known of one kind of requests: whether others can be expected, and how many upstream takes at a time.
 
-    __slots__ = ("gap_s", "last_s", "most_items", "to_pass", "vain")
+    The latter is 0 until upstream has refused a batch. Then it is half of that batch, and an eighth more after every 64
+    full ones: what upstream refuses may have been too long, not too many.
+    """
+
+    __slots__ = ("full", "gap_s", "last_s", "most_items", "to_pass", "vain")
 
     def __init__(self) -> None:
         self.last_s: float | None = None
@@ -49,6 +55,7 @@ class _Habit:
         self.vain = 1
         self.to_pass = 0
         self.most_items = 0
+        self.full = 0
 
     def arrived(self, now_s: float) -> None:
         if self.last_s is not None:
@@ -65,6 +72,16 @@ class _Habit:
     def held(self, together: int) -> None:
         self.vain = 1 if together > 1 else min(2 * self.vain, _MOST_LONE)
         self.to_pass = 0 if together > 1 else self.vain
+
+    def filled(self) -> None:
+        """A batch was as large as upstream is known to take."""
+        self.full = (self.full + 1) % _FULL
+        if self.most_items and not self.full:
+            self.most_items += 1 + self.most_items // 8
+
+    def refused(self, items: int) -> None:
+        """So many were too many."""
+        self.most_items, self.full = max(1, items // 2), 0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -95,7 +112,7 @@ class _Batch:
         """One of those that were refused together was answered alone: if all are, they were too many."""
         self.fine += 1
         if self.refused and self.fine == len(self.parts):
-            self.habit.most_items = max(1, self.items // 2)
+            self.habit.refused(self.items)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -231,9 +248,11 @@ class Batcher:
 
     def _wait(self, kind: bytes, habit: _Habit, part: _Part, setting: ServingSetting) -> None:
         items, size = len(part.asked.items), len(part.exchange.body)
-        most_items = habit.most_items or self._most_items
+        most_items = min(habit.most_items or self._most_items, self._most_items)
         waiting = self._waiting.get(kind)
         if waiting and (waiting.items + items > most_items or waiting.size + size > self._most_bytes):
+            if waiting.items + items > most_items:
+                habit.filled()
             self._leave(kind)
             waiting = None
         if waiting is None:
@@ -242,6 +261,8 @@ class Batcher:
         waiting.parts.append(part)
         waiting.items += items
         waiting.size += size
+        if waiting.items >= most_items:
+            habit.filled()
         if len(waiting.parts) >= setting.max_batch or waiting.items >= most_items:
             self._over(kind)
 
@@ -310,10 +331,10 @@ class Batcher:
             if error.status in _FOR_ALL or error.status == 504:
                 raise
             return None
-        await closed(answer)
+        await closed(answer.body)
         if answer.status in _FOR_ALL and isinstance(answer.body, bytes):
             return [replace(answer) for _ in parts]
-        found = take_apart(answer, first.asked, [weight for part in parts for weight in part.asked.weights])
+        found = await taken_apart(answer, first.asked, [weight for part in parts for weight in part.asked.weights])
         if found is None:
             batch.refused = 400 <= answer.status < 500
             return None

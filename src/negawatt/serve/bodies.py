@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Self, final
 
 from negawatt.serve.exchange import Answer, Exchange, Headers
+from negawatt.serve.headers import first
 
 _SALT = secrets.token_bytes(32)
 """Of this process: what is kept under a digest cannot be traced back to credentials or texts by guessing."""
@@ -26,6 +28,10 @@ UNTOLD = frozenset(
 )
 """Headers that may differ between requests that mean the same; so may those that begin with one of `_UNTOLD_BEGIN`."""
 _UNTOLD_BEGIN = (b"x-b3-", b"x-stainless-")
+_MOST_HELD_BYTES = 256 << 20
+"""Held of all answers that are being gathered."""
+_SMALL_BYTES = 64 << 10
+"""An answer up to this length is gathered even then."""
 _OF_BODY = frozenset((b"content-length", b"etag", b"content-md5", b"digest", b"content-digest", b"repr-digest"))
 
 
@@ -102,11 +108,6 @@ def digest(*parts: bytes) -> bytes:
     return made.digest()
 
 
-def header_of(headers: Headers, name: bytes) -> bytes | None:
-    """The first header of that name (lower case), or None."""
-    return next((value for key, value in headers if key == name), None)
-
-
 def with_headers(headers: Headers, **changed: bytes) -> Headers:
     """A copy with some headers replaced; their names are written with "_" for "-"."""
     new = {name.replace("_", "-").encode(): value for name, value in changed.items()}
@@ -139,58 +140,90 @@ def answer_with(answer: Answer, body: bytes, *more: tuple[bytes, bytes], without
 
 def flows(answer: Answer) -> bool:
     """Whether its pieces are meant to be read as they come: waiting for the last would spoil it."""
-    kind = (header_of(answer.headers, b"content-type") or b"").partition(b";")[0].strip().lower()
+    kind = (first(answer.headers, b"content-type") or b"").partition(b";")[0].strip().lower()
     return kind in (b"text/event-stream", b"application/x-ndjson", b"application/jsonl")
 
 
 def plain(answer: Answer) -> bool:
     """Whether its body comes as it is, without an encoding."""
-    return (header_of(answer.headers, b"content-encoding") or b"identity").lower() == b"identity"
+    return (first(answer.headers, b"content-encoding") or b"identity").lower() == b"identity"
+
+
+@final
+class _Held:
+    """Pieces that came and are held, then those still to come. What all of these hold is counted together."""
+
+    __slots__ = ("_kept", "_more", "size")
+    together = 0  # bytes, of all in this process
+
+    def __init__(self, more: AsyncIterator[bytes]) -> None:
+        self._kept: deque[bytes] = deque()
+        self._more = more
+        self.size = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._kept:
+            return await anext(self._more)
+        piece = self._kept.popleft()
+        self._count(-len(piece))
+        return piece
+
+    def hold(self, piece: bytes) -> None:
+        self._kept.append(piece)
+        self._count(len(piece))
+
+    def whole(self) -> bytes:
+        """All pieces as one; they are not held any more."""
+        made = b"".join(self._kept)
+        self._drop()
+        return made
+
+    async def aclose(self) -> None:
+        self._drop()
+        await closed(self._more)
+
+    def _drop(self) -> None:
+        self._kept.clear()
+        self._count(-self.size)
+
+    def _count(self, more: int) -> None:
+        self.size += more
+        _Held.together += more
 
 
 async def gathered(answer: Answer, most_bytes: int) -> Answer:
-    """The answer with its pieces made one; one that is larger than `most_bytes` keeps coming in pieces.
+    """The answer with its pieces made one.
+
+    One that is larger than `most_bytes` keeps coming in pieces; so does any but a small one while all that are being
+    gathered hold 256 MiB.
 
     Raises:
         UpstreamError: if upstream breaks off.
     """
     if isinstance(answer.body, bytes):
         return answer
-    kept, size, pieces = [], 0, answer.body
+    held = _Held(answer.body)
     try:
-        async for piece in pieces:
-            kept.append(piece)
-            size += len(piece)
-            if size > most_bytes:
-                return replace(answer, body=_rest(kept, pieces))
+        async for piece in answer.body:
+            held.hold(piece)
+            full = _Held.together > _MOST_HELD_BYTES and held.size > _SMALL_BYTES
+            if held.size > most_bytes or full:
+                return replace(answer, body=held)
     except BaseException:
-        await closed(answer)
+        await held.aclose()
         raise
-    return answer_with(answer, b"".join(kept)) if plain(answer) else _encoded(answer, b"".join(kept))
-
-
-def _encoded(answer: Answer, body: bytes) -> Answer:
+    body = held.whole()
+    if plain(answer):
+        return answer_with(answer, body)
     length = b"%d" % len(body)
     return replace(answer, headers=with_headers(answer.headers, content_length=length), body=body)
 
 
-async def _rest(kept: list[bytes], pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    try:
-        while kept:
-            yield kept.pop(0)
-        async for piece in pieces:
-            yield piece
-    finally:
-        await _close(pieces)
-
-
-async def closed(answer: Answer) -> None:
-    """End the call upstream if the answer still comes in pieces."""
-    if not isinstance(answer.body, bytes):
-        await _close(answer.body)
-
-
-async def _close(pieces: AsyncIterator[bytes]) -> None:
-    close = getattr(pieces, "aclose", None)
+async def closed(body: bytes | AsyncIterator[bytes]) -> None:
+    """End the call upstream if the body still comes in pieces."""
+    close = getattr(body, "aclose", None)
     if close is not None:
         await close()

@@ -208,7 +208,7 @@ class _Sum:
 
     def add(self, row: Served) -> None:
         self.requests += 1
-        self.failed += row.outcome in (Outcome.FAILED, Outcome.CANCELLED, Outcome.REFUSED)
+        self.failed += row.outcome.came_to_nothing
         self.tokens_in += row.tokens_in or 0
         self.tokens_out += row.tokens_out or 0
         self.energy_j += row.cost.energy_j

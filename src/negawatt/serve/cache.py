@@ -32,7 +32,6 @@ from negawatt.serve.bodies import (
     digest,
     flows,
     gathered,
-    header_of,
     is_untold,
     json_object,
     to_json,
@@ -41,7 +40,8 @@ from negawatt.serve.bodies import (
     with_headers,
 )
 from negawatt.serve.exchange import Answer, Exchange, Stage
-from negawatt.serve.lists import KNOWN, Asked, ListApi, Parts, Result, asked, put_together, take_apart
+from negawatt.serve.headers import first
+from negawatt.serve.lists import KNOWN, Asked, ListApi, Parts, Result, asked, put_together, taken_apart
 from negawatt.serve.store import Flights, Store
 
 PATHS = ("/rerank", "/classify", "/score", "/moderations", "/similarity", "/tokenize", "/detokenize")
@@ -250,7 +250,7 @@ class Cache:
         async def fetch() -> _Fetched:
             body = exchange.body if everything else request.body(request.items[place] for place in places)
             fetched = await self._fetch(with_body(exchange, body), _LIST_BYTES)
-            parts = take_apart(fetched.answer, request, [request.weights[place] for place in places])
+            parts = await taken_apart(fetched.answer, request, [request.weights[place] for place in places])
             self._keep_items(wanted.kind, missing, fetched, parts)
             return replace(fetched, parts=parts)
 
@@ -267,7 +267,7 @@ class Cache:
             if everything or fetched.answer.status in _NOT_FOR_ITEMS:
                 return fetched.answer
             if fetched.parts is None:  # upstream shall say itself what it has against the request
-                await closed(fetched.answer)
+                await closed(fetched.answer.body)
                 return await self._onward(exchange)
         else:
             exchange.outcome = Outcome.CACHED
@@ -309,7 +309,7 @@ def kept_until_s(answer: Answer, now_s: float, max_age_s: float) -> float:
         now_s: now [s].
         max_age_s: longest time; upstream may want less [s].
     """
-    if answer.status != 200 or flows(answer) or header_of(answer.headers, b"content-range"):
+    if answer.status != 200 or flows(answer) or first(answer.headers, b"content-range"):
         return 0.0
     for name, value in answer.headers:
         if name == b"set-cookie" or (name == b"vary" and not _vary_is_told(value)):
@@ -320,7 +320,7 @@ def kept_until_s(answer: Answer, now_s: float, max_age_s: float) -> float:
                 return 0.0
             told_s = wish.get("s-maxage", wish.get("max-age"))
             if told_s is not None:
-                max_age_s = min(max_age_s, float(told_s)) if told_s.isdigit() else 0.0
+                max_age_s = min(max_age_s, float(told_s)) if told_s.isdecimal() else 0.0
     return now_s + max_age_s if max_age_s else 0.0
 
 
@@ -336,7 +336,7 @@ def _apart(exchange: Exchange) -> Exchange:
 
 
 async def _discard(fetched: _Fetched) -> None:
-    await closed(fetched.answer)
+    await closed(fetched.answer.body)
 
 
 def orders(value: bytes | None) -> dict[str, str]:

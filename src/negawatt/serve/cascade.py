@@ -6,6 +6,9 @@ the small model's confidence cannot be told for.
 The confidence is a member of the small model's JSON answer, or the mean probability of its tokens, exp of the mean of
 their logarithms. For the latter the gateway asks it for `logprobs` and takes them out again if the client did not ask.
 
+A small model on another server than the large one may be another party's: it gets neither the client's credentials nor
+its query, only the body and a few headers about it.
+
 How sure is sure enough is not taken on trust: a random part of the answers that count is asked of the large model too,
 in the background, and a small model that differs more often than it may is believed less, then not at all
 (`agreement`). Such an audit has an account of its own, for the path /negawatt/audit: its joules are not idle ones,
@@ -24,17 +27,19 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, final
 
+from negawatt.core.serving import AUDIT, Outcome
 from negawatt.core.serving import Cascade as Options
-from negawatt.core.serving import Outcome
 from negawatt.serve.agreement import Watch, WatchStats, agree
 from negawatt.serve.bodies import answer_with, closed, from_json, gathered, json_object, plain, to_json, with_body
 from negawatt.serve.exchange import Accounts, Answer, Exchange, Stage, UpstreamError
 
 _LOG = logging.getLogger(__name__)
-AUDIT = b"/negawatt/audit"
-"""Path of the accounts of audits."""
 _MOST_BYTES = 4 << 20
 """Longest answer that is read for its confidence."""
+_TO_ANYONE = frozenset(
+    (b"accept", b"accept-encoding", b"content-length", b"content-type", b"traceparent", b"user-agent")
+)
+"""Headers that go to another party too: credentials have many names, so nothing else does."""
 _AUDITS_AT_ONCE = 4
 _FAILURES = 5
 """So many in a row, and the small model rests."""
@@ -73,16 +78,25 @@ class Cascade:
         options: what counts.
         rng: chooses what is audited.
         accounts: where the joules of audits go; None: nowhere.
+        same_party: whether the small model's server may see what the large one's sees: credentials, cookies, all else.
     """
 
     def __init__(
-        self, small: Stage, large: Stage, options: Options, rng: Random, *, accounts: Accounts | None = None
+        self,
+        small: Stage,
+        large: Stage,
+        options: Options,
+        rng: Random,
+        *,
+        accounts: Accounts | None = None,
+        same_party: bool = False,
     ) -> None:
         self._small = small
         self._large = large
         self._options = options
         self._rng = rng
         self._accounts = accounts
+        self._same_party = same_party
         self._watch = Watch(options.confidence, options.margin)
         self._audits: set[asyncio.Task[None]] = set()
         self._counts: Counter[str] = Counter()
@@ -124,13 +138,14 @@ class Cascade:
 
     async def _ask_small(self, exchange: Exchange, body: dict[str, Any]) -> tuple[Answer | None, float | None]:
         """Its answer and how sure it is; None: it gave none that can be read."""
-        adds = not self._options.field and not body.get("logprobs")
+        wants = body.get("logprobs")
+        adds = not self._options.field and (wants is None or wants is False)  # 0 asks for them
         if adds:
             body["logprobs"] = True if exchange.path.endswith("/chat/completions") else 1
         if self._options.model:
             body["model"] = self._options.model
         try:
-            asked = with_body(exchange, to_json(body))
+            asked = self._shown(with_body(exchange, to_json(body)))
         except ValueError:  # a number that no double holds
             return None, None
         try:
@@ -138,16 +153,27 @@ class Cascade:
         except UpstreamError as error:
             self._failed(error.reason)
             return None, None
-        await closed(answer)
+        await closed(answer.body)
         found = from_json(answer.body) if isinstance(answer.body, bytes) and plain(answer) else None
-        if answer.status >= 500 or (answer.status == 200 and found is None):
+        locked = answer.status in (401, 403) and not self._same_party
+        if answer.status >= 500 or locked or (answer.status == 200 and found is None):
             self._failed(f"status {answer.status}")
         if answer.status != 200 or found is None or not isinstance(answer.body, bytes):
             return None, None
         self._failures = 0
         exchange.shared = asked.shared
         confidence = _field(found, self._options.field) if self._options.field else _mean_probability(found)
-        return (_without_logprobs(answer, found) if adds else answer), confidence
+        try:
+            return (_without_logprobs(answer, found) if adds else answer), confidence
+        except ValueError:  # a number that no double holds
+            return None, None
+
+    def _shown(self, asked: Exchange) -> Exchange:
+        """What the small model's server gets to see of a request."""
+        if self._same_party:
+            return asked
+        kept = tuple(pair for pair in asked.headers if pair[0] in _TO_ANYONE)
+        return replace(asked, target=asked.target.split(b"?", 1)[0], headers=kept)
 
     def _failed(self, reason: str) -> None:
         self._failures += 1
@@ -169,7 +195,7 @@ class Cascade:
         account = replace(
             asked,
             id=uuid.uuid4().hex,
-            target=AUDIT,
+            target=AUDIT.encode(),
             headers=(),
             body=b"",
             received_s=time.monotonic(),
@@ -181,7 +207,7 @@ class Cascade:
         status = 502
         try:
             answer = await gathered(await self._large(asked), _MOST_BYTES)
-            await closed(answer)
+            await closed(answer.body)
             status, account.outcome, account.shared = answer.status, Outcome.ANSWERED, asked.shared
             account.tokens_in, account.tokens_out = asked.tokens_in, asked.tokens_out
             large = from_json(answer.body) if isinstance(answer.body, bytes) else None
@@ -234,7 +260,7 @@ def _mean_probability(answer: Any) -> float | None:  # noqa: ANN401
         logs = [token["logprob"] for token in content] if content is not None else told["token_logprobs"]
         known = [log for log in logs if log is not None]
         return min(1.0, math.exp(math.fsum(known) / len(known)))
-    except (KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError, OverflowError):
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError):
         return None  # not an answer with logprobs
 
 

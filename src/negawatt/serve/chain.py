@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self, final
+from urllib.parse import urlsplit
 
 from negawatt.core.codec import to_json
 from negawatt.core.errors import NegawattError
@@ -70,7 +71,7 @@ class Chain:
         self._stages: dict[str, Any] = {}
         self._notes: list[str] = []
         self._upstreams: list[Upstream] = []
-        self.accounts = accounts
+        self._feed = self.accounts = accounts
         self.first: Stage = self._nobody
 
     async def _nobody(self, exchange: object) -> Any:  # noqa: ANN401
@@ -174,7 +175,9 @@ class Chain:
         small = Upstream(how.upstream, self._limits)
         self._upstreams.append(small)
         self._stack.push_async_callback(small.close)
-        cascade = Cascade(small, self.first, how, random.Random(), accounts=self.accounts)
+        known = _origin(how.upstream) in map(_origin, self._options.upstreams)
+        # audits are no requests of clients: the controller's traffic does not count them
+        cascade = Cascade(small, self.first, how, random.Random(), accounts=self._feed, same_party=known)
         self._stack.push_async_callback(cascade.close)
         return cascade
 
@@ -196,3 +199,9 @@ class Chain:
         told = {"setting": to_json(self.setting())} if self._turning is None else self._turning.told()
         stages = {name: to_json(stage.stats) for name, stage in self._stages.items() if hasattr(stage, "stats")}
         return 200, "application/json", json.dumps({**told, "stages": stages}).encode("utf-8")
+
+
+def _origin(url: str) -> tuple[str, str | None, int]:
+    """Scheme, host and port of a URL (RFC 6454, 4)."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)

@@ -87,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._between = False  # after an interim answer's head
         self._gather = False
         self._until_close = False
+        self._closed_cleanly = False  # by upstream
         self._keep_alive = False
         self._ended = False
         self._fault: BrokenError | None = None
@@ -181,8 +182,10 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not (self._ended and self._keep_alive and self._fault is None) and self._transport is not None:
-            self._transport.abort()
+        transport, whole = self._transport, self._ended and self._keep_alive and self._fault is None
+        # An answer may be there before the request has gone out: the next one would go out behind the rest of it.
+        if transport is not None and not (whole and not transport.get_write_buffer_size()):
+            transport.abort()
         self.free_since_s = self._loop.time()
         self._done(self)
 
@@ -242,9 +245,13 @@ class Connection(asyncio.Protocol):
         if max(self._before, self._head_bytes) > self._limits.head_bytes:
             self._fail(f"its head has more than {self._limits.head_bytes} bytes")
 
+    def eof_received(self) -> None:
+        """Upstream sends no more. Over TLS uvloop tells this only if nobody has cut the connection (RFC 9112, 9.8)."""
+        self._closed_cleanly = True
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Upstream, or this side, has closed."""
-        if self._busy and self._until_close and self._status and exc is None:
+        if self._busy and self._until_close and self._status and self._closed_cleanly and exc is None:
             self._end(keep_alive=False)
         elif self._busy:
             self._fail("it closed the connection" + ("" if exc is None else f" ({exc})"))

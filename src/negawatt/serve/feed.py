@@ -3,10 +3,11 @@
 The joules are those of all scopes of the run's window: the host's, whoever caused them. What the sensors do not see (a
 power supply's loss, often disks and fans) is not in them.
 
-When a sensor fails, requests go on. From then on their joules are presumed: the idle and busy power that were known
-last, times time. Their cost says so by its source, estimated, and by a standard deviation as large as the joules. If
-the sensor comes back, what it has counted meanwhile takes the place of what was presumed: the next interval gets the
-difference, and is marked as well.
+When a sensor fails, or a read does not come back, requests go on. From then on their joules are presumed: the idle and
+busy power that were known last, times time. Their cost says so by its source, estimated, and by a standard deviation at
+least as large as the joules. If the sensor comes back, what it has counted meanwhile takes the place of what was
+presumed: the next interval gets the difference, or the next ones get nothing until it has caught up, and they are
+marked as well.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from negawatt.core.errors import NegawattError
 from negawatt.core.placement import Site
 from negawatt.core.reading import Reading, Source, weakest
 from negawatt.core.run import Run
-from negawatt.core.serving import Cost, Outcome, Served
+from negawatt.core.serving import Cost, Served
 from negawatt.metering.run import LiveRun
 from negawatt.serve.account import NANO, Account, Bill, Sums, Ticket
 from negawatt.serve.exchange import Exchange
 from negawatt.serve.look import Errors, Look
+from negawatt.serve.reader import Reader
 
 BUSY_S, IDLE_S = 0.05, 1.0
 """How often the meter is looked at while requests are in flight, and while none is [s]."""
@@ -40,8 +42,6 @@ KWH_J = 3.6e6
 
 Sink = Callable[[Sequence[Served]], None]
 """Takes what was settled at one look, on the feed's thread."""
-
-_COME_TO_NOTHING = (Outcome.FAILED, Outcome.CANCELLED, Outcome.REFUSED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +113,7 @@ class Feed:
         self._recent: OrderedDict[str, Served] = OrderedDict()
         self._fault = ""
         self._readings: tuple[Reading, ...] = run.readings
+        self._read = Reader(lambda: run.readings)
         self._errors.see(clock(), Look.of(self._readings))
         self._wake = threading.Event()
         self._closed = False
@@ -149,13 +150,14 @@ class Feed:
             return self._errors.cost(self._account.so_far(one.ticket, self._clock()), self._carbon_gpj)
 
     def end(self, exchange: Exchange, status: int) -> None:
-        """It is over; settled at the next look. Nothing happens for one that never began, or is over."""
+        """It is over; settled at the next look. Its body is dropped. Nothing happens for one that is over already."""
         with self._lock:
             one = self._open.get(exchange.id)
             if one is None or one.ticket.end_ns is not None:
                 return
             one.status = status
-            self._account.end(one.ticket, self._clock(), failed=exchange.outcome in _COME_TO_NOTHING)
+            self._account.end(one.ticket, self._clock(), failed=exchange.outcome.came_to_nothing)
+        exchange.body = b""  # it may wait for a meter that hangs
 
     def add_sink(self, sink: Sink) -> None:
         """Give what is settled from now on to one more."""
@@ -192,7 +194,9 @@ class Feed:
         Close the sinks after it: the last requests are told to them here.
 
         Returns:
-            The run. Its host's joules are the sum of the account, to the nanojoule, unless a sensor failed.
+            The run; None in a forked child, and where a read of the meter hangs: then the ledger has its last
+            checkpoint. Its host's joules are the sum of the account, to the nanojoule, unless a sensor failed or its
+            readings have gone back.
         """
         self._closed = True
         self._wake.set()
@@ -200,9 +204,14 @@ class Feed:
             self._thread.join()
             self._thread = None
         self.look()
-        run = self._run.stop()
-        self.look()
-        return run
+        try:
+            if self._read.hangs:
+                return None
+            run = self._run.stop()
+            self.look()
+            return run
+        finally:
+            self._read.close()
 
     def _beat(self) -> None:
         wait_s = FIRST_S
@@ -220,7 +229,7 @@ class Feed:
     def _settle(self) -> list[Served]:
         fault, readings = "", self._readings
         try:
-            readings = self._run.readings
+            readings = self._read()
         except NegawattError as error:
             fault = str(error)
         with self._lock:
@@ -262,7 +271,7 @@ class Feed:
         )
 
     def _tell(self, rows: Sequence[Served]) -> None:
-        done = [row for row in rows if row.outcome not in _COME_TO_NOTHING]
+        done = [row for row in rows if not row.outcome.came_to_nothing and not row.audit]
         if done:
             self._run.did(len(done), "request")
         if tokens := sum((row.tokens_in or 0) + (row.tokens_out or 0) for row in done):
@@ -275,7 +284,7 @@ class Feed:
 
 
 _log = logging.getLogger("negawatt")
-_NOTHING = Bill(ticket=Ticket(0, 0), energy_nj=0, time_s=0.0, own_s=0.0, presumed=False)
+_NOTHING = Bill(ticket=Ticket(0, 0), energy_nj=0, time_s=0.0, own_s=0.0, presumed=False, doubt_nj=0)
 
 
 def _say(fault: str, told: str) -> None:

@@ -5,17 +5,20 @@ An item is one text, or one list of token ids. Its answer must not depend on the
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from negawatt.serve.bodies import answer_with, from_json, json_object, plain, to_json
+from negawatt.serve.cuts import elements, members
 from negawatt.serve.exchange import Answer, Exchange
-from negawatt.serve.spans import elements, members
 
 Usage = dict[str, Any]
 _RESULTS, _USAGE = b"results", b"usage"
+_QUICK_BYTES = 1 << 20
+"""An answer up to this length is taken apart within milliseconds, on the event loop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +154,13 @@ class Parts:
     results: tuple[Result, ...]
 
 
+async def taken_apart(answer: Answer, request: Asked, weights: Sequence[int]) -> Parts | None:
+    """As `take_apart`, but a long answer holds up nobody else: a thread takes it apart."""
+    if isinstance(answer.body, bytes) and len(answer.body) > _QUICK_BYTES:
+        return await asyncio.to_thread(take_apart, answer, request, weights)
+    return take_apart(answer, request, weights)
+
+
 def take_apart(answer: Answer, request: Asked, weights: Sequence[int]) -> Parts | None:
     """The answer to some items of that API, taken apart; None if it is not as it should be.
 
@@ -173,7 +183,8 @@ def take_apart(answer: Answer, request: Asked, weights: Sequence[int]) -> Parts 
         else:
             found = members(body)
             a, b = found[request.api.results]
-            texts = [body[a:b][c:d] for c, d in elements(body[a:b])]
+            listed = body[a:b]
+            texts = [listed[c:d] for c, d in elements(listed)]
             marks = {request.api.results: _RESULTS, "usage": _USAGE}
             frame = tuple((to_json(key), marks.get(key) or body[c:d]) for key, (c, d) in found.items())
             usage = _usage(body[slice(*found["usage"])]) if "usage" in found else None

@@ -89,7 +89,7 @@ class Errors:
             carbon_gpj: grams of CO2 equivalent of a joule; None: unknown.
 
         Returns:
-            The cost. Of joules that were presumed it is estimated, with a standard deviation as large as they are.
+            The cost. Of joules that were presumed it is estimated, with a standard deviation at least as large.
 
         Raises:
             ValueError: before the first look.
@@ -102,7 +102,7 @@ class Errors:
         sd_j = math.hypot(random_sd_j, look.gain_sd_fraction * energy_j, look.offset_sd_w * bill.own_s)
         return Cost(
             energy_j=energy_j,
-            energy_sd_j=max(sd_j, energy_j) if bill.presumed else sd_j,
+            energy_sd_j=max(sd_j, bill.doubt_nj / NANO),
             source=weakest((look.source, Source.ESTIMATED)) if bill.presumed else look.source,
             carbon_g=None if carbon_gpj is None else energy_j * carbon_gpj,
         )

@@ -62,13 +62,9 @@ class Metrics(Collector):
             for row in rows:
                 self._count(row)
 
-    def page(self, accept: str = "") -> tuple[bytes, str]:
-        """The page for a scrape and its content type.
-
-        Args:
-            accept: the header "Accept" of the scrape: OpenMetrics where it asks for it.
-        """
-        encode, content_type = choose_encoder(accept)
+    def page(self) -> tuple[bytes, str]:
+        """The page for a scrape and its content type."""
+        encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
 
     def collect(self) -> Iterator[Metric]:
@@ -86,16 +82,18 @@ class Metrics(Collector):
 
     def _count(self, row: Served) -> None:
         model = self._labels.of(row.model)
+        self._energies_j[model] = self._energies_j.get(model, 0.0) + row.cost.energy_j
+        if row.cost.carbon_g is not None:
+            self._carbon_g = (self._carbon_g or 0.0) + row.cost.carbon_g
+        if row.audit:
+            return
         key = (row.outcome.value, model)
         self._requests[key] = self._requests.get(key, 0) + 1
         for direction, tokens in (("input", row.tokens_in), ("output", row.tokens_out)):
             if tokens:
                 self._tokens[direction, model] = self._tokens.get((direction, model), 0) + tokens
-        self._energies_j[model] = self._energies_j.get(model, 0.0) + row.cost.energy_j
         self._buckets[bisect_left(BUCKETS_S, row.time_s)] += 1
         self._time_s += row.time_s
-        if row.cost.carbon_g is not None:
-            self._carbon_g = (self._carbon_g or 0.0) + row.cost.carbon_g
 
     def _counted(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(

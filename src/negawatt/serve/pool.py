@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import final
 
 from negawatt.core.errors import NegawattError, UsageError
@@ -96,7 +97,7 @@ class Pool:
         if self._sleeper is not None:  # a gateway that was killed may have left some asleep
             for one in self._wanted():
                 one.must_wake = True
-                self._begin(one, State.WAKING, self._wake(one))
+                self._begin(one, State.WAKING, partial(self._wake, one))
         self.adjust()
         self._keeper = asyncio.create_task(self._keep(), name="negawatt-pool")
 
@@ -160,16 +161,19 @@ class Pool:
         """The replica that a request may go to now, or None. Those put aside only if no other is there or coming."""
         most = self._setting().concurrency
         awake = [one for one in self._replicas if one.state is State.AWAKE and one not in tried]
-        fine = [one for one in awake if not one.failures]
-        if not fine and not any(one.state is State.WAKING for one in self._replicas):
-            fine = awake
+        fine = [one for one in awake if not one.failures] or (awake if not self._coming() else [])
         free = [one for one in fine if not most or one.in_flight < most]
         return min(free, key=lambda one: (one.failures, one.in_flight), default=None)
 
     def _hope(self, tried: tuple[Replica, ...]) -> bool:
         """Whether there is a replica to wait for."""
-        coming = (State.AWAKE, State.WAKING)
-        return any(one.state in coming and one not in tried for one in self._replicas)
+        there = [one for one in self._replicas if one.state is State.AWAKE]
+        return any(one not in tried for one in (*there, *self._coming()))
+
+    def _coming(self) -> list[Replica]:
+        """The replicas that will be awake before long: one that falls asleep while it is wanted is woken after it."""
+        falling = [one for one in self._wanted() if one.state is State.FALLING]
+        return falling + [one for one in self._replicas if one.state is State.WAKING]
 
     async def _seat(self, tried: tuple[Replica, ...]) -> Replica | None:
         """A replica, with a call to it counted, first come, first served; None: there is none to be had."""
@@ -254,7 +258,7 @@ class Pool:
             if one.state is State.DRAINING:
                 one.state = State.AWAKE
             elif one.state is State.ASLEEP:
-                self._begin(one, State.WAKING, self._wake(one))
+                self._begin(one, State.WAKING, partial(self._wake, one))
         if all(one.state is State.AWAKE for one in wanted):
             for one in self._replicas:
                 if one.state is State.AWAKE and not one.failures and one not in wanted:
@@ -263,10 +267,15 @@ class Pool:
                         self._fall(one)
         self._dispatch()
 
-    def _begin(self, one: Replica, state: State, work: Coroutine[None, None, None]) -> None:
+    def _begin(self, one: Replica, state: State, work: Callable[[], Awaitable[None]]) -> None:
+        async def alone(probe: asyncio.Task[None] | None) -> None:
+            if probe is not None:
+                await asyncio.wait((probe,))  # a command that it has begun ends first
+            await work()
+
         if one.task is not None:  # a probe: a replica that is woken or put to sleep is not probed
             one.task.cancel()
-        one.state, one.task = state, asyncio.create_task(work, name=f"negawatt-replica-{one.index}")
+        one.state, one.task = state, asyncio.create_task(alone(one.task), name=f"negawatt-replica-{one.index}")
 
     def _fall(self, one: Replica) -> None:
         if self._closing:
@@ -274,7 +283,7 @@ class Pool:
         elif self._sleeper is None:
             one.state, one.failures = State.ASLEEP, 0
         else:
-            self._begin(one, State.FALLING, self._sleep(one, self._sleeper))
+            self._begin(one, State.FALLING, partial(self._sleep, one, self._sleeper))
 
     async def _sleep(self, one: Replica, sleeper: Sleeper) -> None:
         one.must_wake = True
@@ -298,12 +307,14 @@ class Pool:
             self._failed(one, "it was woken, and is not ready")
 
     async def _rouse(self, one: Replica) -> bool:
-        """Wake it if it was put to sleep; whether that went well."""
+        """Wake it if it was put to sleep; whether it is awake. A command may fail because it is awake already."""
         if self._sleeper is None or not one.must_wake:
             return True
         if reason := await _tried(self._sleeper.wake(one.server, one.index)):
-            self._note(f"replica {one.index} was not woken: {reason}")
-            return False
+            if self._sleeper.answers_asleep or not await self._answers(one):
+                self._note(f"replica {one.index} was not woken: {reason}")
+                return False
+            self._note(f"replica {one.index} answers, though its waking failed: {reason}")
         one.must_wake = False
         return True
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, cast, final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -60,7 +62,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **named)
         self._head_bytes = 0
         self._in_head = True
-        self._refused = False
+        self._refusal: Callable[[], None] | None = None  # nothing is read any more; it is told when its turn comes
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -75,44 +77,77 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
-        if self._refused:
+        if self._refusal is not None:
             return
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._in_head and not self._refused and self._head_bytes > self.limits.head_bytes:
+        if self._in_head and self._refusal is None and self._head_bytes > self.limits.head_bytes:
             self._refuse_head()
 
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
-        if self._head_timer is None:
+        if self._head_timer is None and not self._answering:
             self._await_head()
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
         self._in_head = False
         self._head_there()
+        if self._refusal is not None:
+            return
         if len(self.url) + size_of(self.headers) > self.limits.head_bytes:
             self._refuse_head()
             return
         self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
         super().on_headers_complete()
-        self.cycle.transport = cast("asyncio.Transport", _HeadWithBody(self.transport))
+        if self.scope["method"] != "HEAD":
+            self.cycle.transport = cast("asyncio.Transport", _HeadWithBody(self.transport))
 
     def on_body(self, body: bytes) -> None:
         """A part of a body."""
-        if not self._refused:
+        if self._refusal is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request is whole."""
-        if not self._refused:
+        if self._refusal is None:
             super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """An answer is whole; what came behind its request has its turn."""
+        super().on_response_complete()
+        if self._answering or self.transport.is_closing():
+            return
+        if self._refusal is not None:
+            self._refusal()
+        elif self._in_head:
+            self._await_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        self._refuse(partial(super().send_400_response, msg))
+
+    @property
+    def _answering(self) -> bool:
+        """Whether a request that is whole waits for the end of its answer, which nothing may come between."""
+        cycle = self.cycle
+        return bool(self.pipeline) or (cycle is not None and not cycle.more_body and not cycle.response_complete)
+
+    def _refuse(self, refusal: Callable[[], None]) -> None:
+        if self._refusal is not None:
+            return
+        self._refusal = refusal
+        self._head_there()
+        if not self._answering:
+            refusal()
+
     def _refuse_head(self) -> None:
-        self._refused = True
+        self._refuse(self._tell_too_large)
+
+    def _tell_too_large(self) -> None:
         body = error_body("the head of the request is too large", "head_too_large")
         self.transport.write(
             b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"

@@ -1,8 +1,7 @@
 """Replicas: the servers behind a pool, and the ways to put them to sleep and wake them.
 
 A replica that sleeps gets no requests. What that saves is up to the way: a command of the operator's (pause a
-container, suspend a machine), vLLM's sleep mode, a process that is stopped; without any, it only stays idle, and the
-others work fuller.
+container, suspend a machine) or vLLM's sleep mode; without any, it only stays idle, and the others work fuller.
 """
 
 from __future__ import annotations
@@ -35,6 +34,10 @@ class Server(Stage, Protocol):
 
 class Sleeper(Protocol):
     """A way to put replicas to sleep and wake them. Doing either to one that is so already does nothing."""
+
+    @property
+    def answers_asleep(self) -> bool:
+        """Whether a replica that sleeps answers health checks: then only a wake that went well tells it is awake."""
 
     async def sleep(self, server: Server, index: int) -> None:
         """Put it to sleep; it has no calls in flight. Raises NegawattError if that fails."""
@@ -146,6 +149,8 @@ async def end(answer: Answer) -> None:
 class Commands:
     """The operator's commands, run without a shell. {url} and {index} in them stand for the replica's.
 
+    A replica that answers its health check is awake, whatever the command that wakes it said.
+
     Args:
         wake: wakes one, and ends with 0 when it is done.
         sleep: puts one to sleep.
@@ -153,6 +158,8 @@ class Commands:
     Raises:
         UsageError: on a command that cannot be taken apart, or one without the other.
     """
+
+    answers_asleep = False
 
     def __init__(self, *, wake: str, sleep: str) -> None:
         self._wake, self._sleep = _words("--wake", wake), _words("--sleep", sleep)
@@ -177,7 +184,7 @@ def _words(option: str, command: str) -> list[str]:
         raise UsageError(
             f"{option} {command!r}: {reason}",
             "replicas that are put to sleep must be woken again, which takes a command for each",
-            "give both, e.g. --sleep 'docker pause model-{index}' --wake 'docker unpause model-{index}'",
+            "give both, e.g. --sleep 'docker stop model-{index}' --wake 'docker start model-{index}'",
         )
     return words
 
@@ -191,18 +198,23 @@ async def _run(words: Sequence[str], url: str, index: int) -> None:
         process = await asyncio.create_subprocess_exec(*argv, stdin=null, stdout=null, start_new_session=True)
     except OSError as error:
         raise _failed(shlex.join(argv), error.strerror or type(error).__name__) from error
-    try:
-        async with asyncio.timeout(HOOK_S):
-            code = await process.wait()
-    except TimeoutError:
-        raise _failed(shlex.join(argv), f"it did not end within {HOOK_S:g} s") from None
-    finally:
-        if process.returncode is None:
+    until_s = asyncio.get_running_loop().time() + HOOK_S
+    cancelled: asyncio.CancelledError | None = None
+    while process.returncode is None:
+        try:
+            async with asyncio.timeout_at(until_s):
+                await process.wait()
+        except TimeoutError:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-    if code:
-        raise _failed(shlex.join(argv), f"it ended with {code}")
+            raise _failed(shlex.join(argv), f"it did not end within {HOOK_S:g} s") from None
+        except asyncio.CancelledError as error:  # half a wake is worse than a late end
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    if process.returncode:
+        raise _failed(shlex.join(argv), f"it ended with {process.returncode}")
 
 
 def _failed(what: str, reason: str) -> SleepError:
@@ -218,53 +230,27 @@ class VllmSleep:
     It takes a server started with `--enable-sleep-mode` and VLLM_SERVER_DEV_MODE=1, given without a path in its URL.
     The endpoints are POST /sleep?level=1 and POST /wake_up: vLLM's documentation, "Sleep Mode"
     (https://docs.vllm.ai/en/latest/features/sleep_mode/), and vllm/entrypoints/serve/sleep/api_router.py of 0.14.
+    A request to one that sleeps may crash it (https://github.com/vllm-project/vllm/issues/14311, 2025).
     """
+
+    answers_asleep = True
 
     async def sleep(self, server: Server, index: int) -> None:
         """Level 1: woken again, it has the same weights; the key-value cache is gone."""
         await self._post(server, index, "/sleep?level=1")
 
     async def wake(self, server: Server, index: int) -> None:
-        """Load the weights back."""
-        await self._post(server, index, "/wake_up")
+        """Load the weights back. A server without this endpoint has no sleep mode, so it is awake."""
+        await self._post(server, index, "/wake_up", 404)
 
-    async def _post(self, server: Server, index: int, target: str) -> None:
+    async def _post(self, server: Server, index: int, target: str, *fine: int) -> None:
         status = await status_of(server, "POST", target)
-        if status != 200:
+        if status not in (200, *fine):
             raise SleepError(
                 f"replica {index}, {server.url}: POST {target} gave {status}",
                 "it is not in the state that it should be in",
                 "start vLLM with --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1, or give --wake and --sleep commands",
             )
-
-
-@final
-class Pausing:
-    """Stops the processes of replicas on this host (SIGSTOP) and lets them go on (SIGCONT).
-
-    A stopped process takes no processor time and keeps its memory; a GPU that it has a context on does not go to
-    sleep. Only for processes of this program's own: if it is killed, they stay stopped until it begins anew.
-
-    Args:
-        groups: process groups of the replicas, in their order.
-    """
-
-    def __init__(self, groups: Sequence[int]) -> None:
-        self._groups = tuple(groups)
-
-    async def sleep(self, server: Server, index: int) -> None:
-        """Stop it."""
-        self._send(server, index, signal.SIGSTOP)
-
-    async def wake(self, server: Server, index: int) -> None:
-        """Let it go on."""
-        self._send(server, index, signal.SIGCONT)
-
-    def _send(self, server: Server, index: int, number: signal.Signals) -> None:
-        try:
-            os.killpg(self._groups[index], number)
-        except OSError as error:
-            raise _failed(f"{number.name} to replica {index}, {server.url}", error.strerror or "failed") from error
 
 
 def sleeper_of(*, wake: str, sleep: str) -> Sleeper | None:

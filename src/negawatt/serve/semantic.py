@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
-from negawatt.core.errors import UsageError
 from negawatt.core.serving import Outcome
 from negawatt.serve.bodies import answer_with, digest, from_json, gathered, json_object, plain, to_json, told
 from negawatt.serve.cache import certain, kept_until_s, orders
@@ -104,7 +103,7 @@ class Semantic:
     Args:
         onward: the next stage.
         embed: the embedding of a text.
-        threshold: least cosine.
+        threshold: least cosine, above 0.
         most_bytes: of all that is kept; one kind of request takes at most an eighth of it, and a kind that outgrows
             that begins anew.
         max_age_s: longest time that an answer is given [s].
@@ -121,12 +120,6 @@ class Semantic:
         max_age_s: float = 86_400.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not 0 < threshold <= 1:
-            raise UsageError(
-                f"a semantic threshold of {threshold}",
-                "it is the least cosine of two texts that get the same answer",
-                "give one above 0 and up to 1, such as 0.95",
-            )
         self._onward = onward
         self._embed = embed
         self._threshold = threshold

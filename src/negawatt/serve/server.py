@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from typing import final
+from typing import Self, final
 
 import uvicorn
 
@@ -54,7 +54,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 @final
 class _Server(uvicorn.Server):
-    """uvicorn's, whose signals are handled by `serve`."""
+    """uvicorn's; `Signals` handles them."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -99,35 +99,71 @@ def uvicorn_of(gateway: Gateway, limits: Limits, stop_s: float = STOP_S) -> uvic
     return _Server(config)
 
 
-async def serve(server: uvicorn.Server, sock: socket.socket, ready: Callable[[], Awaitable[None]]) -> None:
-    """Serve until SIGTERM or SIGINT; calls in flight may end, and are cancelled by a second signal.
+@final
+class Signals:
+    """What SIGTERM and SIGINT do while it is entered: they end serving, and never what is put back behind it.
 
-    When it returns, every request has ended.
+    The first lets calls in flight end, the second cancels them. From then on, and when serving is over, a signal is
+    only answered with a line: replicas that stayed asleep, or a power limit that stayed, would outlive the gateway.
+
+    Args:
+        say: told that line.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._told = 0
+        self._server: uvicorn.Server | None = None
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._signal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+    @contextlib.contextmanager
+    def ending(self, server: uvicorn.Server) -> Iterator[None]:
+        """They end this server; at once, if one has come already."""
+        self._server, server.should_exit = server, self._told > 0
+        try:
+            yield
+        finally:
+            self._server, self._told = None, max(self._told, 1)
+
+    def _signal(self) -> None:
+        self._told += 1
+        if self._server is not None and self._told <= 2:
+            self._server.should_exit, self._server.force_exit = True, self._told > 1
+        elif self._told > 1:
+            self._say("putting back what was changed; this is not cut short")
+
+
+async def serve(
+    server: uvicorn.Server, sock: socket.socket, ready: Callable[[], Awaitable[None]], signals: Signals
+) -> None:
+    """Serve until a signal. When it returns, every request has ended.
 
     Args:
         server: as `uvicorn_of` made it.
         sock: that listens.
         ready: called when requests are taken.
+        signals: that end it.
     """
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        server.force_exit = server.should_exit
-        server.should_exit = True
-
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, stop)
     announcing = asyncio.create_task(_announce(server, ready))
     try:
-        await server.serve(sockets=[sock])
+        with signals.ending(server):
+            await server.serve(sockets=[sock])
         if tasks := list(server.server_state.tasks):  # of a second signal, or just cancelled
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=5)
     finally:
         announcing.cancel()
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
 
 
 async def _announce(server: uvicorn.Server, ready: Callable[[], Awaitable[None]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import socket
@@ -18,12 +19,11 @@ from negawatt.serve.chain import Chain, Hands
 from negawatt.serve.feed import Feed
 from negawatt.serve.limits import Limits
 from negawatt.serve.metrics import Metrics
-from negawatt.serve.server import STOP_S, serve, uvicorn_of
+from negawatt.serve.server import STOP_S, Signals, serve, uvicorn_of
 from negawatt.serve.times import Times
 
 if TYPE_CHECKING:
     from negawatt.core.placement import Site
-    from negawatt.core.run import Run
     from negawatt.metering.run import LiveRun
     from negawatt.serve.telemetry import Telemetry
 
@@ -81,7 +81,7 @@ class Summary:
     @property
     def answered(self) -> int:
         """Requests that got their answer, from upstream or from the cache."""
-        return sum(count for outcome, count in self.outcomes if outcome in (Outcome.ANSWERED, Outcome.CACHED))
+        return sum(count for outcome, count in self.outcomes if not outcome.came_to_nothing)
 
 
 @final
@@ -95,8 +95,10 @@ class _Tally:
 
     def __call__(self, rows: Sequence[Served]) -> None:
         for row in rows:
+            if row.audit:
+                continue
             self.outcomes[row.outcome] = self.outcomes.get(row.outcome, 0) + 1
-            if row.outcome in (Outcome.ANSWERED, Outcome.CACHED):
+            if not row.outcome.came_to_nothing:
                 self.tokens += (row.tokens_in or 0) + (row.tokens_out or 0)
                 self.times.add(row.time_s)
 
@@ -111,12 +113,24 @@ async def run(options: ServingOptions, how: How, live: LiveRun, sock: socket.soc
         sock: that listens.
         say: told the line `listening on URL` when requests are taken, and what goes wrong.
     """
-    tally, book = _Tally(), Book(live.key, live.name)
-    feed = Feed(live, site=how.site, sinks=(tally, book))
-    telemetry: Telemetry | None = None
+    with Signals(say) as signals:
+        return await _run(options, how, live, sock, say, signals)
+
+
+async def _run(
+    options: ServingOptions, how: How, live: LiveRun, sock: socket.socket, say: Say, signals: Signals
+) -> Summary:
+    tally = _Tally()
+    closes: list[Callable[[], object]] = [live.stop]
     try:
+        feed = Feed(live, site=how.site, sinks=(tally,))
+        closes = [feed.close]
+        book = Book(live.key, live.name)
+        closes.append(book.close)
+        feed.add_sink(book)
         if how.otlp:
             telemetry = _telemetry(how.otlp, feed)
+            closes.append(telemetry.close)
             feed.add_sink(telemetry)
         async with Chain(options, how.limits, feed, live, how.hands) as chain:
             metrics = Metrics(lambda: feed.state, chain.setting)
@@ -136,9 +150,9 @@ async def run(options: ServingOptions, how: How, live: LiveRun, sock: socket.soc
 
             gc.collect()
             gc.freeze()  # modules stay: looking through them again would hold requests up for milliseconds
-            await serve(uvicorn_of(gateway, how.limits, how.stop_s), sock, ready)
+            await serve(uvicorn_of(gateway, how.limits, how.stop_s), sock, ready, signals)
     finally:
-        ended = await asyncio.to_thread(_close, feed, book, telemetry)
+        await asyncio.to_thread(_close, closes)
     sums = feed.state.sums
     return Summary(
         time_s=live.time_s,
@@ -150,7 +164,7 @@ async def run(options: ServingOptions, how: How, live: LiveRun, sock: socket.soc
         total_j=sums.total_nj / 1e9,
         p99_s=tally.times.quantile(0.99),
         source=feed.state.source.value,
-        fault=ended.fault if ended else "",
+        fault=feed.state.fault,
     )
 
 
@@ -160,13 +174,11 @@ def url_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _close(feed: Feed, book: Book, telemetry: Telemetry | None) -> Run | None:
-    """Settle everything and see it into the ledger; the run."""
-    run = feed.close()
-    book.close()
-    if telemetry is not None:
-        telemetry.close()
-    return run
+def _close(closes: Sequence[Callable[[], object]]) -> None:
+    """Settle everything and see it into the ledger: all of them, in this order, even if one fails."""
+    with contextlib.ExitStack() as stack:
+        for close in reversed(closes):
+            stack.callback(close)
 
 
 def _telemetry(url: str, feed: Feed) -> Telemetry:

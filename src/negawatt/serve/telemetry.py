@@ -2,7 +2,7 @@
 
 Names are those of the semantic conventions, both in development in 2026: hardware (opentelemetry.io/docs/specs/semconv/
 hardware: hw.energy and hw.power per device, hw.host.energy and hw.host.power for a whole host and nothing else) and
-generative AI (github.com/open-telemetry/semantic-conventions-genai: gen_ai.client.token.usage, gen_ai.usage.*). Neither
+generative AI (github.com/open-telemetry/semantic-conventions-genai: gen_ai.client.token.usage). Neither
 knows the energy of a request, which therefore stands under negawatt.*.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from negawatt.core.errors import NegawattError, UsageError
-from negawatt.core.serving import Outcome, Served
+from negawatt.core.serving import Served
 from negawatt.serve.account import NANO
 from negawatt.serve.labels import Labels
 
@@ -22,11 +22,8 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
 
     from negawatt.serve.feed import State
-
-Attributes = dict[str, str | int | float]
 
 INTERVAL_S = 15.0
 """How often metrics are sent [s]."""
@@ -42,15 +39,12 @@ _OPERATIONS = (
 
 
 class Telemetry:
-    """Sends metrics, and a span per request if asked to. A sink of `feed.Feed`.
-
-    A collector that is down costs nothing but a log line: spans that it does not take are dropped.
+    """Sends metrics. A sink of `feed.Feed`. A collector that is down costs nothing but a log line.
 
     Args:
-        url: of the collector, "http://127.0.0.1:4318"; the paths v1/metrics and v1/traces are appended.
+        url: of the collector, "http://127.0.0.1:4318"; the path v1/metrics is appended.
         state: of the feed, now.
         began_s: when the feed's run began, on `time.monotonic` [s].
-        traces: whether each request gets a span.
         interval_s: how often metrics are sent [s].
 
     Raises:
@@ -64,41 +58,24 @@ class Telemetry:
         state: Callable[[], State],
         *,
         began_s: float,
-        traces: bool = False,
         interval_s: float = INTERVAL_S,
     ) -> None:
         self._state = state
-        self._began_ns = time.time_ns() - round((time.monotonic() - began_s) * NANO)
         self._first_s = began_s
         self._labels = Labels()
         self._shown: dict[str, tuple[float, float]] = {}
-        base = _base(url)
-        resource = _resource()
-        self._metrics = _meter_provider(base, resource, interval_s)
-        self._traces = _tracer_provider(base, resource) if traces else None
-        self._tracer = self._traces.get_tracer("negawatt") if self._traces else None
+        self._metrics = _meter_provider(_base(url), _resource(), interval_s)
         self._tokens = self._instruments(self._metrics.get_meter("negawatt"))
 
     def __call__(self, rows: Sequence[Served]) -> None:
         """Take rows."""
         for row in rows:
-            operation = operation_of(row.path)
-            if operation:
+            if operation := operation_of(row.path):
                 self._count(row, operation)
-            if self._tracer is not None:
-                begin_ns = self._began_ns + round(row.at_s * NANO)
-                span = self._tracer.start_span(
-                    f"{operation or 'request'} {self._labels.of(row.model)}".rstrip(),
-                    start_time=begin_ns,
-                    attributes=_attributes(row, operation, self._labels.of(row.model)),
-                )
-                span.end(begin_ns + round(row.time_s * NANO))
 
     def close(self) -> None:
         """Send what is left, and end."""
         self._metrics.shutdown(timeout_millis=TIMEOUT_S * 1e3)
-        if self._traces is not None:
-            self._traces.shutdown()
 
     def _count(self, row: Served, operation: str) -> None:
         shared = {
@@ -173,7 +150,7 @@ def operation_of(path: str) -> str:
     return next((name for end, name in _OPERATIONS if path.endswith(end)), "")
 
 
-def device_of(scope: str) -> Attributes:
+def device_of(scope: str) -> dict[str, str]:
     """The attributes hw.id and hw.type of a scope; none for the whole host."""
     if scope == "host":
         return {}
@@ -181,36 +158,10 @@ def device_of(scope: str) -> Attributes:
     return {"hw.id": scope, "hw.type": kind}
 
 
-def _attributes(row: Served, operation: str, model: str) -> Attributes:
-    attributes: Attributes = {
-        "url.path": row.path,
-        "negawatt.request.id": row.id,
-        "negawatt.request.outcome": str(row.outcome),
-        "negawatt.request.energy_j": row.cost.energy_j,
-        "negawatt.request.energy_sd_j": row.cost.energy_sd_j,
-        "negawatt.request.source": str(row.cost.source),
-    }
-    if row.cost.carbon_g is not None:
-        attributes["negawatt.request.carbon_g"] = row.cost.carbon_g
-    if row.status:
-        attributes["http.response.status_code"] = row.status
-    if row.outcome is Outcome.FAILED:
-        attributes["error.type"] = str(row.status or "failed")
-    if operation:
-        attributes |= {"gen_ai.operation.name": operation, "gen_ai.provider.name": "openai"}
-    if model:
-        attributes["gen_ai.request.model"] = model
-    if row.tokens_in is not None:
-        attributes["gen_ai.usage.input_tokens"] = row.tokens_in
-    if row.tokens_out is not None:
-        attributes["gen_ai.usage.output_tokens"] = row.tokens_out
-    return attributes
-
-
 def _base(url: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", url):
         raise UsageError(f"--otlp {url}", "nothing could be sent there", "give a URL: --otlp http://127.0.0.1:4318")
-    return re.sub(r"/v1/(metrics|traces)$", "", url.rstrip("/"))
+    return url.rstrip("/").removesuffix("/v1/metrics")
 
 
 def _resource() -> Resource:
@@ -233,13 +184,3 @@ def _meter_provider(base: str, resource: Resource, interval_s: float) -> MeterPr
     exporter = OTLPMetricExporter(endpoint=f"{base}/v1/metrics", timeout=TIMEOUT_S)
     reader = PeriodicExportingMetricReader(exporter, export_interval_millis=interval_s * 1e3)
     return MeterProvider([reader], resource=resource, shutdown_on_exit=False)
-
-
-def _tracer_provider(base: str, resource: Resource) -> TracerProvider:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{base}/v1/traces", timeout=TIMEOUT_S)))
-    return provider

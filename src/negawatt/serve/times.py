@@ -21,9 +21,13 @@ class Times:
 
     def add(self, time_s: float) -> None:
         """Count one [s]."""
-        at = math.ceil(math.log(max(time_s, _LEAST_S) / _LEAST_S) / _RATIO)
-        self._bins[min(at, _BINS - 1)] += 1
+        self._bins[_bin(time_s)] += 1
         self.count += 1
+
+    def remove(self, time_s: float) -> None:
+        """Count one that was added no longer [s]."""
+        self._bins[_bin(time_s)] -= 1
+        self.count -= 1
 
     def quantile(self, fraction: float) -> float | None:
         """What this part of them does not exceed, at most a hundredth too long [s]; None without any."""
@@ -33,3 +37,7 @@ class Times:
             if left <= 0:
                 return _LEAST_S * math.exp(at * _RATIO)
         return None
+
+
+def _bin(time_s: float) -> int:
+    return min(math.ceil(math.log(max(time_s, _LEAST_S) / _LEAST_S) / _RATIO), _BINS - 1)

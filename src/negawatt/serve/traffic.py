@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
 from negawatt.core.serving import Cost, Outcome
 from negawatt.serve.exchange import Accounts, Exchange
+from negawatt.serve.times import Times
 
 _MOST_TIMES = 20_000
-"""So many times are kept of a window, and of the last minute; how many were late is counted whatever their number."""
+"""So many times are kept of the last minute."""
 MINUTE_S = 60.0
 
 
@@ -29,7 +30,7 @@ class Window:
         late: of those, how many took longer than the promise.
         failed: of those, how many got no answer, or an answer that the server failed.
         in_flight: requests under way at its end.
-        times_s: of the finished [s].
+        times: of the finished.
     """
 
     begin_s: float
@@ -40,7 +41,7 @@ class Window:
     late: int = 0
     failed: int = 0
     in_flight: int = 0
-    times_s: list[float] = field(default_factory=list)
+    times: Times = field(default_factory=Times)
 
 
 @final
@@ -63,7 +64,8 @@ class Traffic:
         self.arrived = 0  # ever
         self.in_flight = 0
         self._window = Window(begin_s=clock(), level=0)
-        self._lately: deque[tuple[float, float]] = deque(maxlen=_MOST_TIMES)  # when they ended, how long they took
+        self._lately: deque[tuple[float, float]] = deque()  # when they ended, how long they took
+        self._minute = Times()  # of those
 
     def begin(self, exchange: Exchange) -> None:
         """It has arrived."""
@@ -93,9 +95,10 @@ class Traffic:
         window.finished += 1
         window.late += late
         window.failed += failed
-        if len(window.times_s) < _MOST_TIMES:
-            window.times_s.append(time_s)
+        window.times.add(time_s)
+        self._minute.add(time_s)
         self._lately.append((now_s, time_s))
+        self._forget(now_s)
 
     @property
     def window_s(self) -> float:
@@ -111,13 +114,10 @@ class Traffic:
 
     @property
     def p99_s(self) -> float | None:
-        """Of the requests that ended in the last minute, the last 20,000 of them at most [s]; None without any."""
-        since_s = self._clock() - MINUTE_S
-        while self._lately and self._lately[0][0] < since_s:
-            self._lately.popleft()
-        return p99([time_s for _, time_s in self._lately])
+        """Of the requests that ended in the last minute (the last 20,000 at most), to a hundredth [s]; None without."""
+        self._forget(self._clock())
+        return self._minute.quantile(0.99)
 
-
-def p99(times_s: Sequence[float]) -> float | None:
-    """The 99th percentile, by nearest rank; None of nothing [s]."""
-    return sorted(times_s)[math.ceil(0.99 * len(times_s)) - 1] if times_s else None
+    def _forget(self, now_s: float) -> None:
+        while self._lately and (self._lately[0][0] < now_s - MINUTE_S or len(self._lately) > _MOST_TIMES):
+            self._minute.remove(self._lately.popleft()[1])

@@ -11,23 +11,27 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from functools import partial
+from typing import Any, TypeVar, final
 
 from negawatt.core.codec import to_json
-from negawatt.core.errors import NegawattError, SensorError
+from negawatt.core.errors import HardwareError, NegawattError, SensorError
 from negawatt.core.serving import ServingOptions, ServingSetting
 from negawatt.serve.exchange import Accounts
-from negawatt.serve.levels import Rung, rungs
 from negawatt.serve.power import PowerHand
-from negawatt.serve.traffic import Traffic, Window, p99
+from negawatt.serve.rungs import Rung, rungs
+from negawatt.serve.traffic import Traffic, Window
 from negawatt.tuning.serving import Seen, ServingController
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 RENEW_S = 10.0
 """A limit that is held is set again after this long [s]: the hand of a process that was stopped is taken away."""
 _STILL_S = 5.0
 """A meter that counts nothing for so long stands still: no host draws nothing [s]."""
+_WRITE_S = 5.0
+"""A device that takes longer to be set is not turned any more [s]."""
 _HISTORY = 200
 _REASONS = 32
 
@@ -99,7 +103,7 @@ class Turning:
     ) -> None:
         self._options = options
         self._joules = joules
-        self._power = power
+        self._power = self._hand = power  # the first while it is turned
         self._pace = pace or Pace()
         self._clock = clock
         self._rungs: tuple[Rung, ...] = ()
@@ -113,6 +117,7 @@ class Turning:
         self._looks: deque[tuple[float, float]] = deque()  # when, and the meter's joules
         self._arrivals: deque[tuple[float, int]] = deque([(self._begun_s, 0)], maxlen=3)
         self._reading: asyncio.Task[float] | None = None  # of the meter, in a thread of its own
+        self._writing: asyncio.Task[Any] | None = None  # to the devices, likewise
         self._asked_s = self._moved_s = self._begun_s
         self._fraction, self._set_s = 1.0, self._begun_s
         self._history: deque[Change] = deque(maxlen=_HISTORY)
@@ -211,7 +216,7 @@ class Turning:
             finished=window.finished,
             in_flight=window.in_flight,
             late=window.late,
-            p99_s=p99(window.times_s),
+            p99_s=window.times.quantile(0.99),
             # A short window may lie between two counts of a slow sensor; that it stands still is seen elsewhere.
             energy_j=None if begin_j is None or end_j is None or end_j <= begin_j else end_j - begin_j,
             failed=window.failed,
@@ -251,21 +256,46 @@ class Turning:
         if self._power is None or (fraction == self._fraction == 1.0):
             return
         try:
-            await asyncio.to_thread(self._power.set, fraction)
+            await self._write(partial(self._power.set, fraction))
         except Exception as error:  # noqa: BLE001 -- the service goes on; the reason is logged and told
             reason = f"the power limit could not be set: {_reason(error)}"
-            await self._put_back()
+            self._power, self._fraction = None, 1.0
             self._begin_anew()
             await self._doubt(reason)
+            await self._put_back()
         else:
             self._fraction, self._set_s = fraction, self._clock()
 
     async def _put_back(self) -> None:
-        power, self._power, self._fraction = self._power, None, 1.0
-        if power is not None:
-            for note in await asyncio.to_thread(power.close):
+        self._power, self._fraction = None, 1.0
+        if self._hand is None:
+            return
+        try:
+            notes = await self._write(self._hand.close)
+        except HardwareError as error:
+            notes = [f"not put back yet: {error.reason}"]
+        for note in notes:
+            if note not in self._notes:
                 self._notes.append(note)
                 _LOG.error("power limit: %s", note)
+
+    async def _write(self, work: Callable[[], _T]) -> _T:
+        """Do something to the devices in another thread, after what was begun before. HardwareError if it lasts."""
+
+        async def alone(before: asyncio.Task[Any] | None) -> _T:
+            if before is not None:
+                await asyncio.gather(before, return_exceptions=True)
+            return await asyncio.to_thread(work)
+
+        self._writing = writing = asyncio.create_task(alone(self._writing))
+        await asyncio.wait((writing,), timeout=_WRITE_S)
+        if not writing.done():
+            raise HardwareError(
+                f"a device has not answered for {_WRITE_S:g} s",
+                "what its power limit is now cannot be told",
+                "it is put back when it answers, or when the gateway has ended: `negawatt doctor` shows the devices",
+            )
+        return writing.result()
 
     async def _doubt(self, reason: str) -> None:
         """The safe setting, for a while."""

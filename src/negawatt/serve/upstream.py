@@ -200,6 +200,8 @@ class _Pieces(AsyncIterator[bytes]):
         self._call = connection.asked
 
     async def __anext__(self) -> bytes:
+        if self._connection.asked != self._call:
+            raise StopAsyncIteration
         try:
             return await self._connection.__anext__()
         except BrokenError as error:

@@ -1,4 +1,4 @@
-"""Levels: few, each expected to draw less than the one before it."""
+"""Rungs: few, each expected to draw less than the one before it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from negawatt.core.errors import UsageError
 from negawatt.core.serving import ServingOptions, ServingSetting
-from negawatt.serve.levels import MOST, MOST_WAIT, rungs
+from negawatt.serve.rungs import MOST, MOST_WAIT, rungs
 from serve.servers import URLS
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-Span = tuple[int, int]
+Cut = tuple[int, int]
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _SPACE = re.compile(rb"[ \t\r\n]*+")
@@ -17,24 +17,24 @@ _KEY = re.compile(rb"[ \t\r\n]*+(" + _STRING + rb")[ \t\r\n]*+:[ \t\r\n]*+", re.
 _SCALAR = re.compile(_STRING + rb'|[^\s,\[\]{}":]++', re.DOTALL)
 
 
-def elements(text: bytes) -> list[Span]:
+def elements(text: bytes) -> list[Cut]:
     """Where the elements of an array lie, one after another.
 
     Raises:
         ValueError: if the text is not an array from its beginning to its end. What is inside its elements is not
             checked.
     """
-    return [span for _, span in _parts(text, b"[", b"]")]
+    return [cut for _, cut in _parts(text, b"[", b"]")]
 
 
-def members(text: bytes) -> dict[str, Span]:
+def members(text: bytes) -> dict[str, Cut]:
     """Where the values of an object's members lie, by name, in their order.
 
     Raises:
         ValueError: if the text is not an object from its beginning to its end, or a name is there twice.
     """
     parts = _parts(text, b"{", b"}")
-    found = {_name(name): span for name, span in parts}
+    found = {_name(name): cut for name, cut in parts}
     if len(found) != len(parts):
         raise ValueError("a member is there twice")
     return found
@@ -44,7 +44,7 @@ def _name(text: bytes) -> str:
     return json.loads(text) if b"\\" in text else text[1:-1].decode()
 
 
-def _parts(text: bytes, opening: bytes, closing: bytes) -> list[tuple[bytes, Span]]:
+def _parts(text: bytes, opening: bytes, closing: bytes) -> list[tuple[bytes, Cut]]:
     at = _after_space(text, 0)
     if text[at : at + 1] != opening:
         raise ValueError(f"the text does not begin with {opening.decode()}")
@@ -57,9 +57,9 @@ def _parts(text: bytes, opening: bytes, closing: bytes) -> list[tuple[bytes, Spa
     return found
 
 
-def _walk(text: bytes, at: int, closing: bytes) -> tuple[list[tuple[bytes, Span]], int]:
+def _walk(text: bytes, at: int, closing: bytes) -> tuple[list[tuple[bytes, Cut]], int]:
     """The parts of what was opened just before `at`, with their names in an object, and where it ends."""
-    found: list[tuple[bytes, Span]] = []
+    found: list[tuple[bytes, Cut]] = []
     named = closing == b"}"
     name = b""
     at = _after_space(text, at)

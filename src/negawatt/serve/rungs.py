@@ -1,4 +1,4 @@
-"""Levels: which settings of a gateway its controller may choose from, the safe one first."""
+"""Rungs: which settings of a gateway its controller may choose from, the safe one first."""
 
 from __future__ import annotations
 
