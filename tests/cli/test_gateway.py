@@ -250,12 +250,14 @@ def test_units():
 def test_the_summary_tells_where_the_joules_went():
     """Requests, idle, failed; per request with and without idle; per token; the promise; and how the meter failed."""
     summary = Summary(
-        time_s=60.0, outcomes=((Outcome.ANSWERED, 90), (Outcome.CACHED, 10), (Outcome.FAILED, 1)), tokens=1000,
+        time_s=60.0, outcomes=((Outcome.ANSWERED, 90), (Outcome.CACHED, 10), (Outcome.FAILED, 1)), tokens_in=900,
+        tokens_out=1000, told_j=150.0, held="2 ms, 8 at once: it draws less",
         requests_j=200.0, idle_j=90.0, failed_j=10.0, total_j=300.0, p99_s=0.05, source="counter", fault="gone",
     )  # fmt: skip
     lines = "\n".join(_lines(summary, 0.2)).replace("\xa0", " ")
     for part in ("90 answered, 10 cached, 1 failed", "300 J (counter)", "requests 200 J, idle 90.0 J, failed 10.0 J",
-                 "per request: 2.00 J while it was under way, 2.90 J with its part of idle", "at most 200 mJ",
+                 "per request: 2.00 J while it was under way, 2.90 J with its part of idle",
+                 "per token out, what came in included: 150 mJ", "held in the end: 2 ms, 8 at once",
                  "p99 50.0 ms, within the promise of 200 ms", "the meter failed: gone"):  # fmt: skip
         assert part in lines
     assert "beyond the promise" in "\n".join(_lines(summary, 0.01))

@@ -29,7 +29,7 @@ def test_an_audit_is_not_in_the_summary():
     tally = service._Tally()
     tally([row("/x", Outcome.ANSWERED), row("/x", Outcome.FAILED), row(AUDIT, Outcome.ANSWERED)])
     assert tally.outcomes == {Outcome.ANSWERED: 1, Outcome.FAILED: 1}
-    assert tally.tokens == 7
+    assert (tally.tokens_in, tally.tokens_out, tally.out_j) == (3, 4, 1.0)
 
 
 def test_a_meter_that_fails_at_once_leaves_nothing_behind():

@@ -157,11 +157,14 @@ def _lines(summary: Summary, promise_s: float | None) -> Iterator[str]:
         own_j, with_idle_j = summary.requests_j, summary.requests_j + summary.idle_j
         each = f"{energy(own_j / summary.answered)} while it was under way"
         yield f"  per request: {each}, {energy(with_idle_j / summary.answered)} with its part of idle"
-        if summary.tokens:  # requests whose server told no tokens are among the joules
-            yield f"  per token, in and out alike: at most {energy(own_j / summary.tokens)} without idle"
+        if tokens := summary.tokens_out or summary.tokens_in:  # of those requests whose server told
+            kind = "out, what came in included" if summary.tokens_out else "in"
+            yield f"  per token {kind}: {energy(summary.told_j / tokens)} without idle"
     if summary.p99_s is not None:
         kept = "" if promise_s is None else f", {'within' if summary.p99_s <= promise_s else 'beyond'} the promise"
         yield f"  p99 {duration(summary.p99_s)}" + (kept and f"{kept} of {duration(promise_s or 0.0)}")
+    if summary.held:
+        yield f"  held in the end: {summary.held}"
     if summary.fault:
         yield f"  the meter failed: {summary.fault}"
 

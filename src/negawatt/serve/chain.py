@@ -181,6 +181,14 @@ class Chain:
         self._stack.push_async_callback(cascade.close)
         return cascade
 
+    @property
+    def held(self) -> str:
+        """What the controller has set, and why; "" without one."""
+        if self._turning is None:
+            return ""
+        told = self._turning.told()
+        return f"{told['name']}: {told['note']}"
+
     async def faults(self) -> list[str]:
         """What is not as it should be at the beginning, a line each."""
         down = await asyncio.gather(*(upstream.reachable() for upstream in self._upstreams))

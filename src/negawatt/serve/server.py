@@ -139,6 +139,8 @@ class Signals:
         self._told += 1
         if self._server is not None and self._told <= 2:
             self._server.should_exit, self._server.force_exit = True, self._told > 1
+            if self._told == 1 and self._server.server_state.tasks:
+                self._say("waiting for the requests under way; a second signal cuts them off")
         elif self._told > 1:
             self._say("putting back what was changed; this is not cut short")
 

@@ -57,7 +57,8 @@ class Summary:
     Attributes:
         time_s: how long it ran [s].
         outcomes: how many requests ended how.
-        tokens: in and out, as upstream told.
+        tokens_in, tokens_out: as upstream told.
+        told_j: joules of the requests that told tokens out; of those that told any, if none did [J].
         requests_j: joules of requests that were answered.
         idle_j: joules of the time without requests.
         failed_j: joules of requests that came to nothing.
@@ -65,11 +66,14 @@ class Summary:
         p99_s: 99 of 100 answered requests ended within it; None without any [s].
         source: evidence of the joules.
         fault: how the meter failed, or "".
+        held: what the controller set last, and why; "" without one.
     """
 
     time_s: float
     outcomes: tuple[tuple[Outcome, int], ...]
-    tokens: int
+    tokens_in: int
+    tokens_out: int
+    told_j: float
     requests_j: float
     idle_j: float
     failed_j: float
@@ -77,6 +81,7 @@ class Summary:
     p99_s: float | None
     source: str
     fault: str
+    held: str = ""
 
     @property
     def answered(self) -> int:
@@ -90,7 +95,8 @@ class _Tally:
 
     def __init__(self) -> None:
         self.outcomes: dict[Outcome, int] = {}
-        self.tokens = 0
+        self.tokens_in = self.tokens_out = 0
+        self.in_j = self.out_j = 0.0
         self.times = Times()
 
     def __call__(self, rows: Sequence[Served]) -> None:
@@ -99,8 +105,11 @@ class _Tally:
                 continue
             self.outcomes[row.outcome] = self.outcomes.get(row.outcome, 0) + 1
             if not row.outcome.came_to_nothing:
-                self.tokens += (row.tokens_in or 0) + (row.tokens_out or 0)
                 self.times.add(row.time_s)
+                self.tokens_in += row.tokens_in or 0
+                self.tokens_out += row.tokens_out or 0
+                self.in_j += row.cost.energy_j if row.tokens_in else 0.0
+                self.out_j += row.cost.energy_j if row.tokens_out else 0.0
 
 
 async def run(options: ServingOptions, how: How, live: LiveRun, sock: socket.socket, say: Say) -> Summary:
@@ -120,7 +129,7 @@ async def run(options: ServingOptions, how: How, live: LiveRun, sock: socket.soc
 async def _run(
     options: ServingOptions, how: How, live: LiveRun, sock: socket.socket, say: Say, signals: Signals
 ) -> Summary:
-    tally = _Tally()
+    tally, held = _Tally(), ""
     closes: list[Callable[[], object]] = [live.stop]
     try:
         feed = Feed(live, site=how.site, sinks=(tally,))
@@ -151,13 +160,16 @@ async def _run(
             gc.collect()
             gc.freeze()  # modules stay: looking through them again would hold requests up for milliseconds
             await serve(uvicorn_of(gateway, how.limits, how.stop_s), sock, ready, signals)
+            held = chain.held
     finally:
         await asyncio.to_thread(_close, closes)
     sums = feed.state.sums
     return Summary(
         time_s=live.time_s,
         outcomes=tuple(sorted(tally.outcomes.items())),
-        tokens=tally.tokens,
+        tokens_in=tally.tokens_in,
+        tokens_out=tally.tokens_out,
+        told_j=tally.out_j if tally.tokens_out else tally.in_j,
         requests_j=sums.requests_nj / 1e9,
         idle_j=sums.idle_nj / 1e9,
         failed_j=(sums.failed_nj + sums.open_nj) / 1e9,
@@ -165,6 +177,7 @@ async def _run(
         p99_s=tally.times.quantile(0.99),
         source=feed.state.source.value,
         fault=feed.state.fault,
+        held=held,
     )
 
 
