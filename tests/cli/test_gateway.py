@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -215,22 +216,13 @@ def test_there_is_nothing_to_tell_of_a_plain_gateway():
     assert not list(hints(both, Hands(wake="sh -c 'up ${NAME} {url}'", sleep="down --format {{.ID}} {index}")))
 
 
-def test_without_the_extra_the_error_says_what_to_install(monkeypatch, capsys):
+def test_without_the_extra_the_error_says_what_to_install():
     """The packages that serve come with an extra."""
-    import sys
-
-    for name in [name for name in sys.modules if name.startswith(("negawatt.serve", "uvicorn", "httptools"))]:
-        monkeypatch.delitem(sys.modules, name)
-    imported = builtins.__import__
-
-    def absent(name, *rest, **named):
-        if name.split(".")[0] == "uvicorn":
-            raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
-        return imported(name, *rest, **named)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
-    assert main(["gateway", *UP]) == 2
-    assert "pip install 'negawatt[serve]'" in capsys.readouterr().err
+    code = "import sys; sys.modules['uvicorn'] = None; from negawatt.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "gateway", *UP]
+    told = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 2
+    assert "pip install 'negawatt[serve]'" in told.stderr
 
 
 def test_units():

@@ -69,6 +69,8 @@ _AHEAD_S = 3.0
 """Something that takes no time to come up must be enough for so long: until windows show that it is not."""
 _DRAIN_S = 5.0
 """A safer level has at most so long to work off what a more frugal one left waiting; less under a short promise."""
+_SLOW_CAUTION = 0.1
+"""So much less often may a rise exceed what is kept awake if waking is slow: everything is late until it is awake."""
 _CUT, _RAISE = 0.05, 0.001
 """After a late window within what a level takes, and after a good one near it, told capacities are believed so
 much less or more: the operator may have thought of larger or smaller requests."""
@@ -268,7 +270,7 @@ class ServingController:
     def _choose(self, rate: float, *, frugal: bool) -> int:
         """The level of least expected power among those that are enough; a more frugal one after some patience."""
         soon = self._soon.upper(rate, 1.0 - self._caution_fraction)
-        later = self._later.upper(rate, 1.0 - self._caution_fraction) if self._later else soon
+        later = self._later.upper(rate, 1.0 - _SLOW_CAUTION * self._caution_fraction) if self._later else soon
         enough = self._enough(soon, later)
         powers = {i: self._power_w(i, rate) for i in {*enough, self._level}}
         least = 1.0 if self._level not in enough else 1.0 - _SAVING
