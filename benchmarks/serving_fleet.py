@@ -330,7 +330,8 @@ def least_j(fleet: Fleet, load: Load, made: np.ndarray, token_s: float) -> float
         energies.append(SLOT * (counts * power_w + (fleet.replicas - counts) * fleet.sleep_w))
         lates.append(late_of(np.minimum(times_s / token_s, 100.0)) * made[:, None] * SLOT)
     energy, late = np.array(energies), np.array(lates)
-    wake_j = np.maximum(0, counts[None, :] - counts[:, None]) * fleet.assumed.wake_s * fleet.idle_w
+    waking_w = fleet.idle_w - fleet.sleep_w  # what it draws asleep is in `energy` already
+    wake_j = np.maximum(0, counts[None, :] - counts[:, None]) * fleet.assumed.wake_s * waking_w
     allowed = max(LATE * made.sum() * SLOT, late[0, :, -1].sum())
     best, low, high = 0.0, 1e-3, 1e3
     for _ in range(16):
