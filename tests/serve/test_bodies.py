@@ -9,8 +9,8 @@ import pytest
 from standins import JSON, in_pieces, reply, run
 
 from negawatt.serve import bodies
-from negawatt.serve.bodies import closed, gathered
-from negawatt.serve.exchange import Answer, UpstreamError
+from negawatt.serve.bodies import gathered
+from negawatt.serve.exchange import Answer, UpstreamError, closed
 
 
 def test_answers_that_are_gathered_share_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any, final
 from negawatt.core.serving import Outcome
 from negawatt.serve import usage
 from negawatt.serve.answers import error_body, ours
-from negawatt.serve.exchange import Accounts, Answer, Exchange, Headers, Stage, UpstreamError
+from negawatt.serve.exchange import Accounts, Answer, Exchange, Headers, Stage, UpstreamError, closed
 from negawatt.serve.headers import end_to_end, first
 from negawatt.serve.limits import Limits
 
@@ -309,16 +309,16 @@ class _Turn:
             exchange.outcome = Outcome.CANCELLED
             await self._abort()
         finally:
-            await _close(pieces)
+            await closed(pieces)
 
     async def _gathered(self, answer: Answer, pieces: AsyncIterator[bytes]) -> tuple[Answer, bytes]:
         """A stream made whole."""
-        body = b""
+        gathered = bytearray()
         limit = self._gateway.limits.body_bytes
         try:
             async for piece in pieces:
-                body += piece
-                if len(body) > limit:
+                gathered += piece
+                if len(gathered) > limit:
                     raise UpstreamError(
                         502,
                         f"an answer of more than {limit} bytes",
@@ -326,7 +326,8 @@ class _Turn:
                         "use HTTP/1.1",
                     )
         finally:
-            await _close(pieces)
+            await closed(pieces)
+        body = bytes(gathered)
         kept = tuple(header for header in answer.headers if header[0] != b"content-length")
         length = (b"content-length", b"%d" % len(body))
         return Answer(status=answer.status, headers=(*kept, length), body=body), body
@@ -378,9 +379,3 @@ class _Turn:
             raise ConnectionAbortedError("the answer broke off")  # what other servers of ASGI understand
         abort["call"]()
         await asyncio.sleep(0)  # the server takes note of it
-
-
-async def _close(pieces: AsyncIterator[bytes]) -> None:
-    close = getattr(pieces, "aclose", None)
-    if close is not None:
-        await close()

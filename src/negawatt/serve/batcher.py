@@ -21,8 +21,8 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar, final
 
 from negawatt.core.serving import ServingSetting
-from negawatt.serve.bodies import closed, digest, gathered, told, with_body
-from negawatt.serve.exchange import Answer, Exchange, Stage, UpstreamError
+from negawatt.serve.bodies import digest, gathered, told, with_body
+from negawatt.serve.exchange import Answer, Exchange, Stage, UpstreamError, closed
 from negawatt.serve.lists import KNOWN, Asked, ListApi, asked, put_together, taken_apart
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Self, final
 
-from negawatt.serve.exchange import Answer, Exchange, Headers
+from negawatt.serve.exchange import Answer, Exchange, Headers, closed
 from negawatt.serve.headers import first
 
 _SALT = secrets.token_bytes(32)
@@ -220,10 +220,3 @@ async def gathered(answer: Answer, most_bytes: int) -> Answer:
         return answer_with(answer, body)
     length = b"%d" % len(body)
     return replace(answer, headers=with_headers(answer.headers, content_length=length), body=body)
-
-
-async def closed(body: bytes | AsyncIterator[bytes]) -> None:
-    """End the call upstream if the body still comes in pieces."""
-    close = getattr(body, "aclose", None)
-    if close is not None:
-        await close()

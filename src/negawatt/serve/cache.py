@@ -28,7 +28,6 @@ from typing import Any, final
 
 from negawatt.core.serving import Outcome
 from negawatt.serve.bodies import (
-    closed,
     digest,
     flows,
     gathered,
@@ -39,7 +38,7 @@ from negawatt.serve.bodies import (
     with_body,
     with_headers,
 )
-from negawatt.serve.exchange import Answer, Exchange, Stage
+from negawatt.serve.exchange import Answer, Exchange, Stage, closed
 from negawatt.serve.headers import first
 from negawatt.serve.lists import KNOWN, Asked, ListApi, Parts, Result, asked, put_together, taken_apart
 from negawatt.serve.store import Flights, Store

@@ -30,8 +30,8 @@ from typing import Any, final
 from negawatt.core.serving import AUDIT, Outcome
 from negawatt.core.serving import Cascade as Options
 from negawatt.serve.agreement import Watch, WatchStats, agree
-from negawatt.serve.bodies import answer_with, closed, from_json, gathered, json_object, plain, to_json, with_body
-from negawatt.serve.exchange import Accounts, Answer, Exchange, Stage, UpstreamError
+from negawatt.serve.bodies import answer_with, from_json, gathered, json_object, plain, to_json, with_body
+from negawatt.serve.exchange import Accounts, Answer, Exchange, Stage, UpstreamError, closed
 
 _LOG = logging.getLogger(__name__)
 _MOST_BYTES = 4 << 20

@@ -83,6 +83,13 @@ class Answer:
     body: bytes | AsyncIterator[bytes]
 
 
+async def closed(body: bytes | AsyncIterator[bytes]) -> None:
+    """End the call upstream if the body still comes in pieces."""
+    close = getattr(body, "aclose", None)
+    if close is not None:
+        await close()
+
+
 class Stage(Protocol):
     """A part of the way. It may be called for many exchanges at once, on one event loop."""
 

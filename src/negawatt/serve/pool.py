@@ -16,7 +16,7 @@ from typing import final
 
 from negawatt.core.errors import NegawattError, UsageError
 from negawatt.core.serving import ServingSetting
-from negawatt.serve.exchange import Answer, Exchange, UpstreamError
+from negawatt.serve.exchange import Answer, Exchange, UpstreamError, closed
 from negawatt.serve.replicas import PoolStats, Replica, ReplicaStats, Server, Sleeper, State, status_of
 from negawatt.serve.upstream import UnreachableError
 
@@ -366,9 +366,7 @@ class _Pieces(AsyncIterator[bytes]):
     async def aclose(self) -> None:
         """End the call upstream at once."""
         try:
-            close = getattr(self._pieces, "aclose", None)
-            if close is not None:
-                await close()
+            await closed(self._pieces)
         finally:
             self._over()
 

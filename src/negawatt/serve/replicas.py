@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Protocol, final
 
 from negawatt.core.errors import NegawattError, UsageError
-from negawatt.serve.exchange import Answer, Exchange, Stage
+from negawatt.serve.exchange import Exchange, Stage, closed
 
 HOOK_S = 300.0
 """A command that puts a replica to sleep or wakes it is ended after this long [s]: large models load for minutes."""
@@ -134,15 +134,8 @@ def own_request(method: str, target: str) -> Exchange:
 async def status_of(server: Server, method: str, target: str) -> int:
     """The status of a server's answer to a request of the gateway's own. Raises UpstreamError."""
     answer = await server(own_request(method, target))
-    await end(answer)
+    await closed(answer.body)
     return answer.status
-
-
-async def end(answer: Answer) -> None:
-    """Close an answer whose body is not wanted."""
-    close = getattr(answer.body, "aclose", None)
-    if close is not None:
-        await close()
 
 
 @final
